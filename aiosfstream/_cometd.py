@@ -1,0 +1,252 @@
+"""aiocometd's client, made to work on current Python by subclassing.
+
+This is the only module that uses names of aiocometd with an underscore. They are, with the reasons:
+
+``Client._negotiate_transport``
+    replaced: aiocometd's own transports pass ``loop=`` arguments that Python 3.10 removed, and a
+    transport of ours in its registry would change other users of aiocometd in the process.
+``Client._get_message``
+    replaced: it passes ``loop=`` as well, and drops a message when it is cancelled.
+``Client._check_server_disconnected``
+    replaced: it knows of one way only in which a session ends.
+``Client._verify_response``
+    called: it raises the error for a refused handshake.
+``Client._transport``, ``Client._incoming_queue``, ``Client._closed``
+    the state that the inherited methods and properties read.
+``Client._connection_types``, ``Client._max_pending_count``, ``Client._json_dumps``, ``Client._json_loads``
+    what the constructor was given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, Final, cast
+
+import aiohttp
+from aiocometd.client import Client as CometdClient
+from aiocometd.constants import ConnectionType, TransportState
+from aiocometd.extensions import AuthExtension, Extension
+from aiocometd.transports.abc import Transport
+from aiocometd.typing import JsonObject, SSLValidationMode
+
+from . import _http
+from ._mailbox import Mailbox
+from ._transport import LongPollingTransport
+from .exceptions import ClientError, ClientInvalidOperation
+
+LOGGER = logging.getLogger("aiosfstream.client")
+
+#: Makes the HTTP session of a client; called with ``cookie_jar=``.
+SessionFactory = Callable[..., aiohttp.ClientSession]
+
+#: Seconds that closing the HTTP session may take.
+RELEASE_TIMEOUT: Final = 2.0
+
+
+class NoLoop:
+    """Stands in for the event loop that aiocometd's constructor would otherwise look for.
+
+    Without a running loop that look-up warns, fails or leaves a loop behind, depending on the Python
+    version. Nothing that is used here needs the loop.
+    """
+
+
+class BaseClient(CometdClient):
+    """A CometD client on long polling that owns its HTTP session and cleans up whatever happens."""
+
+    def __init__(
+        self,
+        *,
+        connection_timeout: float | None,
+        ssl: SSLValidationMode | None,
+        max_pending_count: int,
+        extensions: list[Extension],
+        auth: AuthExtension,
+        json_dumps: _http.Dumper,
+        json_loads: _http.Loader,
+        session_factory: SessionFactory,
+    ) -> None:
+        super().__init__(
+            "",
+            ConnectionType.LONG_POLLING,
+            # aiocometd's annotations are narrower than what it and this package do with these.
+            connection_timeout=cast(float, connection_timeout),
+            ssl=ssl,
+            max_pending_count=max_pending_count,
+            extensions=extensions,
+            auth=auth,
+            json_dumps=cast("Callable[[JsonObject], str]", json_dumps),
+            json_loads=json_loads,
+            loop=cast(asyncio.AbstractEventLoop, NoLoop()),
+        )
+        self._session_factory = session_factory
+        self._http_session: aiohttp.ClientSession | None = None
+        self._is_opening = False
+
+    def _make_transport(self, mailbox: Mailbox, http_session: aiohttp.ClientSession) -> Transport:
+        """Make the transport of a session that is about to be opened."""
+        raise NotImplementedError
+
+    async def _before_waiting(self) -> None:
+        """Do what should be done before ``receive()`` waits for the server."""
+
+    @property
+    def _mailbox(self) -> Mailbox | None:
+        return cast("Mailbox | None", self._incoming_queue)
+
+    @property
+    def _polling(self) -> LongPollingTransport:
+        return cast(LongPollingTransport, self._transport)
+
+    @property
+    def connection_type(self) -> ConnectionType | None:
+        """``ConnectionType.LONG_POLLING`` while the client is open, otherwise None."""
+        return None if self.closed else super().connection_type
+
+    @property
+    def state(self) -> TransportState:
+        """The state of the connection, for health checks.
+
+        ``CONNECTED``: the last connect was successful. ``CONNECTING``: opening, or recovering from a
+        loss. ``SERVER_DISCONNECTED``: the server has ended the session for good, ``receive()``
+        raises the reason. ``DISCONNECTING``, ``DISCONNECTED``: the client is being closed, or closed.
+        """
+        if self._transport is None or (self.closed and not self._is_opening):
+            return TransportState.DISCONNECTED
+        return self._transport.state
+
+    @asynccontextmanager
+    async def _opening(self) -> AsyncIterator[aiohttp.ClientSession]:
+        """Provide a new HTTP session, which is closed again if the block does not succeed."""
+        if not self.closed or self._is_opening:
+            raise ClientInvalidOperation("Client is already open.")
+        self._is_opening = True
+        try:
+            self._discard_messages()
+            self._http_session = self._session_factory(
+                cookie_jar=aiohttp.CookieJar(quote_cookie=False, unsafe=True)
+            )
+            yield self._http_session
+        except BaseException:
+            await self._release()
+            raise
+        finally:
+            self._is_opening = False
+
+    def _discard_messages(self) -> None:
+        if self.has_pending_messages:
+            LOGGER.warning("Opening anew: %d messages that were not received are dropped", self.pending_count)
+        self._incoming_queue = None
+        self._transport = None
+
+    async def _negotiate_transport(self) -> Transport:
+        """Shake hands with the server.
+
+        :raises ClientError: if the server does not offer long polling
+        """
+        assert self._http_session is not None
+        mailbox = Mailbox(self._max_pending_count)
+        self._incoming_queue = cast("asyncio.Queue[JsonObject]", mailbox)
+        transport = self._transport = self._make_transport(mailbox, self._http_session)
+        response = await transport.handshake(self._connection_types)
+        self._verify_response(response)
+        offered = response.get("supportedConnectionTypes", [ConnectionType.LONG_POLLING.value])
+        if not isinstance(offered, list) or ConnectionType.LONG_POLLING.value not in offered:
+            raise ClientError(
+                f"None of the connection types offered by the server are supported: {offered!r:.200};"
+                " this client speaks long-polling"
+            )
+        return transport
+
+    async def _get_message(self, connection_timeout: float | None) -> JsonObject:
+        """Give the next message, waiting for it if need be. Cancelling it loses nothing.
+
+        :param connection_timeout: seconds that the connection may be lost
+        :raises Exception: what stands next in the mailbox or has ended the session
+        """
+        mailbox, transport = self._mailbox, self._polling
+        assert mailbox is not None
+        while True:
+            message = mailbox.take()
+            if message is not None:
+                return message
+            await self._before_waiting()
+            if mailbox:
+                continue
+            if mailbox.closed:
+                raise ClientInvalidOperation("The client is closed and there are no pending messages.")
+            await self._check_server_disconnected()
+            transport.try_again()
+            await mailbox.changed(self._time_left(transport, connection_timeout))
+
+    @staticmethod
+    def _time_left(transport: LongPollingTransport, connection_timeout: float | None) -> float | None:
+        deadline = transport.loss_deadline(connection_timeout)
+        if deadline is None:
+            return None
+        left = deadline - asyncio.get_running_loop().time()
+        if left <= 0:
+            raise transport.loss_error()
+        return left
+
+    async def _check_server_disconnected(self) -> None:
+        """Close the client and raise the reason if the session has ended for good."""
+        transport = self._transport
+        if transport is not None and transport.state is TransportState.SERVER_DISCONNECTED:
+            error = self._polling.stop_error
+            await self.close()
+            assert error is not None
+            raise error
+
+    def _put_back(self, message: JsonObject) -> None:
+        """Make *message* the next one again."""
+        if self._mailbox is not None:
+            self._mailbox.put_back(message)
+
+    async def close(self) -> None:
+        """Disconnect from the server and release everything, in a few seconds at the most."""
+        if self.closed:
+            return
+        try:
+            await super().close()
+        finally:
+            await self._release()
+
+    async def _release(self) -> None:
+        """End what is left, even while this task is being cancelled."""
+        http_session, self._http_session = self._http_session, None
+        transport = cast("LongPollingTransport | None", self._transport)
+        if transport is not None:
+            transport.abort()
+        if http_session is not None:
+            await uninterrupted(self._finish(transport, http_session))
+
+    @staticmethod
+    async def _finish(
+        transport: LongPollingTransport | None, http_session: aiohttp.ClientSession
+    ) -> None:
+        if transport is not None:
+            await transport.end_tasks()
+        await asyncio.wait_for(http_session.close(), RELEASE_TIMEOUT)
+
+
+async def uninterrupted(clean_up: Coroutine[Any, Any, None]) -> None:
+    """Run *clean_up* to its end, and only then go on with a cancellation that came meanwhile.
+
+    :param clean_up: a coroutine that takes a short, bounded time
+    :raises asyncio.CancelledError: if the calling task was cancelled meanwhile
+    """
+    task = asyncio.ensure_future(clean_up)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            cancelled = True
+    if not task.cancelled() and task.exception() is not None:
+        LOGGER.warning("Could not release everything: %r", task.exception())
+    if cancelled:
+        raise asyncio.CancelledError

@@ -1,0 +1,303 @@
+"""One request and its answer: status, shape, size and time-out turned into our errors.
+
+Nothing here decides what to do about a failure; it only says which kind it is. Used by the transport
+for CometD messages and by the authenticators for token requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from enum import Enum, auto
+from typing import Any, Final
+
+import aiohttp
+from aiocometd.typing import JsonObject, SSLValidationMode
+from yarl import URL
+
+from .exceptions import TransportError
+
+#: What may dump to text or bytes, as ``json.dumps`` and ``orjson.dumps`` do.
+Dumper = Callable[[Any], "str | bytes"]
+Loader = Callable[[Any], Any]
+
+#: Bytes. Salesforce asks clients to take at least 10 MB in one response.
+MAX_ANSWER_SIZE: Final = 64 * 1024 * 1024
+#: Seconds. Longer waits that a server asks for are cut to this.
+MAX_RETRY_AFTER: Final = 3600.0
+EXCERPT_SIZE: Final = 200
+
+
+class Trouble(Enum):
+    """What a failed request means for the session it belongs to."""
+
+    #: It certainly never reached the server: refused, no such host, no TLS.
+    NOT_SENT = auto()
+    #: It was sent and its answer was not received whole, or something on the way answered for the
+    #: server: whatever the server put into the answer is gone.
+    LOST = auto()
+    #: HTTP 429.
+    THROTTLED = auto()
+    #: HTTP 401 without a Bayeux message.
+    UNAUTHORIZED = auto()
+    #: HTTP 403 without a Bayeux message.
+    FORBIDDEN = auto()
+    #: HTTP 3xx; never followed, since the request carries a token.
+    REDIRECTED = auto()
+    #: Another HTTP 4xx, or a request that cannot be made at all: the same request will not do better.
+    REJECTED = auto()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A request without a usable answer.
+
+    :ivar trouble: what kind of failure it is
+    :ivar error: the exception to raise when the failure is reported to somebody
+    :ivar status: the HTTP status, if there was one
+    :ivar retry_after: seconds that the server asked to wait, if it did
+    """
+
+    trouble: Trouble
+    error: TransportError
+    status: int | None = None
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole HTTP response, whatever its status."""
+
+    url: str
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+async def post(
+    session: aiohttp.ClientSession,
+    url: str,
+    body: bytes,
+    headers: Mapping[str, str],
+    *,
+    timeout: aiohttp.ClientTimeout,
+    ssl: SSLValidationMode | None = None,
+) -> Answer | Failure:
+    """Post *body* and read the whole answer. Redirects are not followed.
+
+    :param session: the session whose cookies and connections are used
+    :param url: where to post to
+    :param body: the request's body
+    :param headers: the request's headers
+    :param timeout: how long each phase may take, in seconds
+    :param ssl: how to verify TLS, as aiohttp takes it; None: as usual
+    :return: the answer, or the failure with the exception that describes it
+    """
+    try:
+        async with session.post(
+            url,
+            data=body,
+            headers=headers,
+            timeout=timeout,
+            ssl=True if ssl is None else ssl,
+            allow_redirects=False,
+            raise_for_status=False,
+        ) as response:
+            content = await _read(response)
+            if content is None:
+                return _failure(Trouble.LOST, url, f"answered with more than {MAX_ANSWER_SIZE} bytes")
+            return Answer(url, response.status, response.headers, content)
+    except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
+        return _failed(url, error)
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes | None:
+    """Read the body, or give None if it is longer than anything a sound server sends."""
+    length = response.content_length
+    if length is not None and "Content-Encoding" not in response.headers:
+        return await response.read() if length <= MAX_ANSWER_SIZE else None
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in response.content.iter_any():
+        size += len(chunk)
+        if size > MAX_ANSWER_SIZE:
+            return None
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _failed(url: str, error: Exception) -> Failure:
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        trouble = Trouble.REJECTED if error.status == 407 else Trouble.NOT_SENT
+        return _failure(trouble, url, f"not reached: the proxy answered {error.status}", error)
+    if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
+        return _failure(Trouble.NOT_SENT, url, f"not reached: {_describe(error)}", error)
+    if isinstance(error, (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError)):
+        return _failure(Trouble.REJECTED, url, "not a URL that can be posted to", error)
+    if isinstance(error, ValueError):
+        return _failure(Trouble.REJECTED, url, f"the request cannot be made: {error}", error)
+    if isinstance(error, asyncio.TimeoutError):
+        return _failure(Trouble.LOST, url, f"no answer in time: {_describe(error)}", error)
+    return _failure(Trouble.LOST, url, f"the connection failed: {_describe(error)}", error)
+
+
+def _describe(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _failure(
+    trouble: Trouble,
+    url: str,
+    what: str,
+    cause: BaseException | None = None,
+    *,
+    status: int | None = None,
+    retry_after: float | None = None,
+) -> Failure:
+    error = TransportError(f"Request to {url} failed: {what}")
+    error.__cause__ = cause
+    error.status = status
+    return Failure(trouble, error, status, retry_after)
+
+
+def status_failure(answer: Answer, secret: str = "") -> Failure:
+    """Say what an answer means whose body says nothing.
+
+    :param answer: an HTTP response without a message that could be understood
+    :param secret: text that must not be quoted from the body
+    :return: the failure
+    """
+    status = answer.status
+    what = f"HTTP status {status}, body {_excerpt(answer.body, secret)}"
+    retry_after = None
+    if 300 <= status < 400:
+        trouble = Trouble.REDIRECTED
+        what = (
+            f"HTTP status {status} sends elsewhere, to host {_redirect_host(answer)!r}; redirects are not"
+            " followed with a token, use the URL of that host if it is the right one"
+        )
+    elif status == 401:
+        trouble = Trouble.UNAUTHORIZED
+    elif status == 403:
+        trouble = Trouble.FORBIDDEN
+    elif status == 429:
+        trouble = Trouble.THROTTLED
+        retry_after = _retry_after(answer)
+    elif status == 408 or not 400 <= status < 500:
+        trouble = Trouble.LOST
+        retry_after = _retry_after(answer)
+    else:
+        trouble = Trouble.REJECTED
+    return _failure(trouble, answer.url, what, status=status, retry_after=retry_after)
+
+
+def _redirect_host(answer: Answer) -> str:
+    location = answer.headers.get("Location", "")
+    try:
+        return URL(location).host or location or "unknown"
+    except ValueError:
+        return "unknown"
+
+
+def _retry_after(answer: Answer) -> float | None:
+    """Read ``Retry-After`` (RFC 9110, 10.2.3): seconds or a date."""
+    value = answer.headers.get("Retry-After", "").strip()
+    if value.isascii() and value.isdigit():
+        return min(float(value[:9]), MAX_RETRY_AFTER)
+    try:
+        seconds = parsedate_to_datetime(value).timestamp() - time.time()
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER)
+
+
+def _excerpt(body: bytes, secret: str) -> str:
+    text = body[: EXCERPT_SIZE + len(secret)].decode("utf-8", "replace")
+    if secret:
+        text = text.replace(secret, "...")
+    return repr(text[:EXCERPT_SIZE]) if text else "empty"
+
+
+def parse_json(body: bytes, loads: Loader) -> Any:
+    """Parse a JSON body, whatever function the application wants that done with.
+
+    :param body: the body as received
+    :param loads: a function of str, such as ``json.loads``; orjson's is given the bytes
+    :return: the value
+    :raises ValueError: if *loads* fails, for whatever reason
+    """
+    try:
+        if getattr(loads, "__module__", None) == "orjson":
+            return loads(body)
+        return loads(body.decode("utf-8-sig"))
+    except Exception as error:
+        raise ValueError(f"not JSON: {_describe(error)}") from error
+
+
+def dump_json(value: Any, dumps: Dumper) -> bytes:
+    """Serialise *value* into a body.
+
+    :param value: what to send
+    :param dumps: a function that gives str or bytes, such as ``json.dumps`` or ``orjson.dumps``
+    :return: the body
+    :raises TransportError: if *value* is nothing that *dumps* can serialise
+    """
+    try:
+        text = dumps(value)
+        return text if isinstance(text, bytes) else text.encode()
+    except Exception as error:
+        raise TransportError(f"The message cannot be sent, it is not serialisable: {error}") from error
+
+
+def bayeux_messages(answer: Answer, loads: Loader, secret: str = "") -> list[JsonObject] | Failure:
+    """Get the Bayeux messages out of an answer of any status.
+
+    A lone object stands for a list of one. Salesforce sends messages with a status of 400 and 401 as
+    well; with such a status only what has the marks of a Bayeux message counts as one.
+
+    :param answer: the answer
+    :param loads: the application's JSON function
+    :param secret: text that must not be quoted in an error
+    :return: the messages, at least one; or what their absence means
+    """
+    if answer.status == 200:
+        messages = _messages(answer.body, loads)
+        return messages or status_failure(answer, secret)
+    # An error page need not be parsed to see that it is none of ours.
+    if answer.body.lstrip()[:1] in (b"[", b"{"):
+        messages = _messages(answer.body, loads)
+        if any("channel" in message or "successful" in message for message in messages):
+            return messages
+    return status_failure(answer, secret)
+
+
+def _messages(body: bytes, loads: Loader) -> list[JsonObject]:
+    try:
+        value = parse_json(body, loads)
+    except ValueError:
+        return []
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        return []
+    return value if all(value) else []
+
+
+def json_serializer(dumps: Dumper) -> Callable[[Any], str]:
+    """Adapt *dumps* to aiohttp's own hook, which takes text only.
+
+    :param dumps: a function that gives str or bytes
+    :return: a function that gives str
+    """
+    if dumps is json.dumps:
+        return json.dumps
+
+    def serialize(value: Any) -> str:
+        text = dumps(value)
+        return text.decode() if isinstance(text, bytes) else text
+
+    return serialize

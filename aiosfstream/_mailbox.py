@@ -1,0 +1,136 @@
+"""The queue between the task that fetches messages and the application that receives them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+
+from aiocometd.typing import JsonObject
+
+
+class Signal:
+    """Wakes all who wait for a change; each looks for itself at what has changed."""
+
+    def __init__(self) -> None:
+        self._waiters: list[asyncio.Future[None]] = []
+
+    def wake(self) -> None:
+        """Let every waiter look again."""
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def changed(self, timeout: float | None = None) -> None:
+        """Wait until :meth:`wake` is called or *timeout* seconds have passed.
+
+        Takes nothing, so cancelling it loses nothing.
+        """
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        self._waiters.append(waiter)
+        timer = None if timeout is None else loop.call_later(timeout, _resolve, waiter)
+        try:
+            await waiter
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+
+
+def _resolve(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+class Mailbox(Signal):
+    """Messages in order, with errors at the places in that order where they belong.
+
+    The limit is a pause, not a hard cap: a server that has sent an event does not send it again, so
+    a whole response is always taken; what is suspended is asking for the next one.
+
+    :param limit: how many messages make it full; 0 or less: never full
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+        #: Whether no more will come. What is in it can still be taken.
+        self.closed = False
+        self._items: deque[JsonObject | Exception] = deque()
+        self._errors = 0
+        self._room: asyncio.Future[None] | None = None
+
+    def __len__(self) -> int:
+        """Give the number of messages; errors are not counted."""
+        return len(self._items) - self._errors
+
+    def qsize(self) -> int:
+        """Give the number of messages, under the name that aiocometd's client asks for."""
+        return len(self._items) - self._errors
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether an error waits to be raised."""
+        return self._errors > 0
+
+    @property
+    def full(self) -> bool:
+        """Whether fetching should pause."""
+        return 0 < self.limit <= len(self)
+
+    def extend(self, messages: Iterable[JsonObject]) -> None:
+        """Add messages, more than the limit if need be, and wake the reader."""
+        self._items.extend(messages)
+        self.wake()
+
+    def fail(self, error: Exception) -> None:
+        """Add an error behind the messages that are there, to be raised once."""
+        self._items.append(error)
+        self._errors += 1
+        self.wake()
+
+    def take(self) -> JsonObject | None:
+        """Take the next message without waiting.
+
+        :return: the message, or None if there is none
+        :raises Exception: the error that stands next
+        """
+        if not self._items:
+            return None
+        item = self._items.popleft()
+        if isinstance(item, Exception):
+            self._errors -= 1
+            raise item
+        room = self._room
+        if room is not None and not self.full:
+            self._room = None
+            _resolve(room)
+        return item
+
+    def put_back(self, message: JsonObject) -> None:
+        """Return a message that was taken and not delivered, to be the next again."""
+        self._items.appendleft(message)
+        self.wake()
+
+    async def room(self) -> None:
+        """Wait until the mailbox is not full. One task may wait at a time."""
+        while self.full and not self.closed:
+            self._room = asyncio.get_running_loop().create_future()
+            try:
+                await self._room
+            finally:
+                self._room = None
+
+    def close(self) -> None:
+        """Take no more. Errors are dropped: who has closed need not be told what failed before."""
+        self.closed = True
+        if self._errors:
+            self._items = deque(item for item in self._items if not isinstance(item, Exception))
+            self._errors = 0
+        room, self._room = self._room, None
+        if room is not None:
+            _resolve(room)
+        self.wake()

@@ -1,0 +1,993 @@
+"""The Bayeux session without I/O: what is known, what an answer changes, what comes next.
+
+It does no input or output, has no clock and starts no task: the transport asks it for the next
+:class:`Step`, takes that step, and reports what came of it together with the time. Facts about the
+protocol come from the Bayeux specification 1.0 and from Salesforce's Streaming API Developer Guide.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from itertools import islice
+from typing import Any, Final
+
+from aiocometd.constants import MetaChannel
+from aiocometd.typing import JsonObject
+
+from ._http import Failure, Trouble
+from ._retry import (
+    Backoff,
+    RetryPolicy,
+    Verdict,
+    hold_of,
+    interval_of,
+    is_replay_error,
+    judge_reply,
+    judge_request,
+    judge_trouble,
+    reconnect_advice,
+)
+from .events import ConnectionEvent, ConnectionEventKind
+from .exceptions import AuthenticationError, ReplayError, ServerError, TransportError
+
+LOGGER = logging.getLogger(__name__)
+
+#: A replay id as JSON has it: opaque, usually an int, kept with its type. None: no id.
+ReplayId = Any
+#: Asked when a replay id was refused: gives the id to use instead, or None for "report it".
+ChooseFallback = Callable[[str, JsonObject], ReplayId]
+
+NEW_EVENTS: Final = -1
+ALL_EVENTS: Final = -2
+#: How many replay ids of a channel are remembered at the least, to recognise duplicates.
+MIN_MEMORY: Final = 1000
+MAX_NAMES: Final = 1000
+#: Renewals in a row because of refused cookies.
+MAX_COOKIE_RENEWALS: Final = 3
+#: Attempts to read the storage during one renewal before the application hears of it.
+MAX_STORAGE_ATTEMPTS: Final = 3
+#: An answer in less than this many seconds, without an event, is no long poll.
+HASTY: Final = 0.05
+
+
+class State(Enum):
+    """Where the session stands."""
+
+    #: There is none yet, or it was lost: a handshake comes next.
+    NO_SESSION = auto()
+    #: The token was refused: logging in comes next.
+    NO_TOKEN = auto()
+    #: The server knows this client; channels of the session before are subscribed again.
+    RESUBSCRIBING = auto()
+    #: The channels are subscribed; no connect has been answered since.
+    CONNECTING = auto()
+    #: The last connect was successful.
+    CONNECTED = auto()
+    #: Going on would not help; waiting until the application asks for another attempt.
+    PARKED = auto()
+    #: It has ended for good.
+    STOPPED = auto()
+
+
+class Action(Enum):
+    """What the transport can do for the session."""
+
+    AUTHENTICATE = auto()
+    HANDSHAKE = auto()
+    SUBSCRIBE = auto()
+    CONNECT = auto()
+    PARK = auto()
+    STOP = auto()
+
+
+_ACTIONS: Final = {
+    State.NO_SESSION: Action.HANDSHAKE,
+    State.NO_TOKEN: Action.AUTHENTICATE,
+    State.RESUBSCRIBING: Action.SUBSCRIBE,
+    State.CONNECTING: Action.CONNECT,
+    State.CONNECTED: Action.CONNECT,
+    State.PARKED: Action.PARK,
+    State.STOPPED: Action.STOP,
+}
+
+_REFUSALS: Final = {
+    MetaChannel.HANDSHAKE: "Handshake request failed.",
+    MetaChannel.CONNECT: "Connect request failed.",
+    MetaChannel.SUBSCRIBE: "Subscribe request failed.",
+    MetaChannel.UNSUBSCRIBE: "Unsubscribe request failed.",
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What comes next.
+
+    :ivar action: what to do
+    :ivar delay: seconds to wait before
+    """
+
+    action: Action
+    delay: float = 0.0
+
+
+@dataclass(eq=False)
+class Position:
+    """How far the events of a channel have been received.
+
+    :ivar resume: the last replay id in order of arrival, or the id that the subscription started
+        from; None: no id is known yet
+    :ivar seen: the last ids received. None is always among them, so that an event without an id
+        takes the slow path
+    :ivar overwrite: whether the next event replaces the stored marker whatever that says, because
+        a fallback has shown it to be of no use
+    """
+
+    resume: ReplayId = None
+    seen: dict[Hashable, None] = field(default_factory=lambda: {None: None})
+    overwrite: bool = False
+
+
+@dataclass(eq=False)
+class Subscription:
+    """A channel that the application wants.
+
+    :ivar channel: as subscribed, a PushTopic filter's query included
+    :ivar key: its name in replay maps and in events: without the query
+    :ivar start: where the first subscription started, as it was sent; None: the server's choice
+    :ivar stamp: the replay id to send in place of what the extensions say; None: theirs stands
+    :ivar fell_back: whether the present attempt uses the fallback already
+    :ivar previous: the position that an explicit subscription of the same channel replaces
+    """
+
+    channel: str
+    key: str
+    start: ReplayId = None
+    stamp: ReplayId = None
+    fell_back: bool = False
+    previous: Position | None = None
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A request under way.
+
+    :ivar request: the message sent
+    :ivar epoch: the session it belongs to
+    :ivar points: the resume points when it was sent. If its answer is lost, events in it may be older
+        than what other answers brought meanwhile, so these are what must be resumed from
+    """
+
+    request: JsonObject
+    epoch: int
+    points: list[tuple[Position, ReplayId]]
+
+
+class Session:
+    """The state of one client's session with the server, across renewals.
+
+    :param choose_fallback: decides what to do about a refused replay id
+    :param overwrite: called with the first event of a channel behind a fallback
+    :param report: called with every change that an observer should know of
+    :param policy: delays
+    :param rng: where the jitter comes from
+    :param limit: the mailbox's limit; the memory for duplicates is sized by it
+    :param poll_timeout: seconds that the server is asked to hold a connect; None: its own choice
+    """
+
+    def __init__(
+        self,
+        *,
+        choose_fallback: ChooseFallback,
+        overwrite: Callable[[JsonObject], None],
+        report: Callable[[ConnectionEvent], None],
+        policy: RetryPolicy,
+        rng: random.Random,
+        limit: int = 0,
+        poll_timeout: float | None = None,
+    ) -> None:
+        self._choose_fallback = choose_fallback
+        self._overwrite = overwrite
+        self._report = report
+        self._policy = policy
+        self._limit = limit
+        self._poll_timeout = poll_timeout
+
+        # This is all of the mutable state.
+        self.state = State.NO_SESSION
+        self.client_id: str | None = None
+        #: Which session answers belong to; those of an earlier one are not used.
+        self.epoch = 0
+        self.advice: JsonObject = {}
+        self.subscriptions: dict[str, Subscription] = {}
+        #: Delivered channel -> subscribed channel, where they differ.
+        self.aliases: dict[str, str] = {}
+        #: Errors for the application, until the transport takes them.
+        self.errors: list[Exception] = []
+        #: The end of the session, once it has ended for good.
+        self.stop_error: Exception | None = None
+        #: Last reply to a connect.
+        self.last_connect: JsonObject | None = None
+        #: When the connection was lost, by the caller's clock; None while it stands.
+        self.lost_since: float | None = None
+        self.last_error: Exception | None = None
+        #: The client id to say goodbye to, if the session was given up from this side.
+        self.farewell_id: str | None = None
+        self.clear_cookies = False
+        #: Whether a failure ends the attempt, since the application waits for the outcome.
+        self.opening = True
+        self._delay = 0.0
+        self._message_id = 0
+        self._to_resubscribe: list[Subscription] = []
+        self._positions: dict[str, Position] = {}
+        self._plain: dict[str, Position] = {}
+        self._owners: dict[str, Position | None] = {}
+        self._strangers: set[str] = set()
+        self._tickets: list[Ticket] = []
+        self._largest_response = 0
+        self._server_left = False
+        self._renewed_while_opening = False
+        self._relogins = 0
+        self._cookie_renewals = 0
+        self._storage_attempts = 0
+        self._hasty_answers = 0
+        self._connected_at: float | None = None
+        self._refused_wait = False
+        self._network = Backoff(policy.initial, policy.cap, rng)
+        self._busy = Backoff(policy.busy_initial, policy.busy_cap, rng)
+        self._refusals = 0
+
+    # What comes next
+
+    def next_step(self) -> Step:
+        """Give the next step, and with it the delay before, which is then used up."""
+        delay, self._delay = self._delay, 0.0
+        return Step(_ACTIONS[self.state], delay)
+
+    @property
+    def established(self) -> bool:
+        """Whether requests beside the connect make sense: the server should know this client."""
+        return self.state in (State.CONNECTING, State.CONNECTED)
+
+    @property
+    def waits_for_credentials(self) -> bool:
+        """Whether the application has been told that the credentials are refused."""
+        return self.state is State.PARKED or self._refused_wait
+
+    @property
+    def hold(self) -> float:
+        """Seconds that the server may hold a connect."""
+        return hold_of(self.advice)
+
+    def _enter(self, state: State, reason: object) -> None:
+        if state is not self.state:
+            LOGGER.debug("session: %s -> %s: %s", self.state.name, state.name, reason)
+            self.state = state
+
+    # Outgoing messages
+
+    def handshake_message(self, connection_types: list[str]) -> JsonObject:
+        """Build a handshake. The advice of the session before is forgotten with it.
+
+        Salesforce sends none in its reply; with an old ``reconnect: handshake`` still in force the
+        client would handshake for ever.
+        """
+        self.advice = {}
+        return self._message(
+            MetaChannel.HANDSHAKE,
+            version="1.0",
+            minimumVersion="1.0",
+            supportedConnectionTypes=connection_types,
+        )
+
+    def connect_message(self) -> JsonObject:
+        """Build a connect; the first of a session asks for an answer at once."""
+        message = self._message(
+            MetaChannel.CONNECT, clientId=self.client_id, connectionType="long-polling"
+        )
+        if self.state is not State.CONNECTED:
+            message["advice"] = {"timeout": 0}
+        elif self._poll_timeout is not None:
+            message["advice"] = {"timeout": round(self._poll_timeout * 1000)}
+        return message
+
+    def subscribe_message(self, subscription: Subscription) -> JsonObject:
+        """Build a subscribe; :meth:`stamp` adds the replay id after the extensions."""
+        return self._message(
+            MetaChannel.SUBSCRIBE, clientId=self.client_id, subscription=subscription.channel
+        )
+
+    def unsubscribe_message(self, channel: str) -> JsonObject:
+        """Build an unsubscribe."""
+        return self._message(MetaChannel.UNSUBSCRIBE, clientId=self.client_id, subscription=channel)
+
+    def publish_message(self, channel: str, data: JsonObject) -> JsonObject:
+        """Build a publish."""
+        return self._message(channel, clientId=self.client_id, data=data)
+
+    def disconnect_message(self, client_id: str) -> JsonObject:
+        """Build a disconnect."""
+        return self._message(MetaChannel.DISCONNECT, clientId=client_id)
+
+    def _message(self, channel: str, **fields: Any) -> JsonObject:
+        # Never reset: an answer of an earlier session must not fit a request of this one.
+        self._message_id += 1
+        return {"channel": str(getattr(channel, "value", channel)), "id": str(self._message_id), **fields}
+
+    @staticmethod
+    def stamp(message: JsonObject, subscription: Subscription) -> None:
+        """Put the replay id of *subscription* into *message*, or note the one that is there."""
+        ext = message.get("ext")
+        replay = ext.get("replay") if isinstance(ext, dict) else None
+        known = replay if isinstance(replay, dict) else {}
+        if subscription.stamp is None:
+            subscription.start = known.get(subscription.key)
+            return
+        if not isinstance(ext, dict):
+            ext = message["ext"] = {}
+        ext["replay"] = {**known, subscription.key: subscription.stamp}
+
+    # Requests under way
+
+    def send(self, request: JsonObject, *, stale: bool = False) -> Ticket:
+        """Note that *request* is about to be sent.
+
+        :param request: the message
+        :param stale: whether it is about a session that was given up
+        """
+        points = [(position, position.resume) for position in self._positions.values()]
+        ticket = Ticket(request, -1 if stale else self.epoch, points)
+        self._tickets.append(ticket)
+        return ticket
+
+    def abandon(self, ticket: Ticket, *, lost: bool) -> None:
+        """Note that a request brought no answer.
+
+        :param ticket: the request
+        :param lost: whether the server may have put events into an answer that is gone
+        """
+        self._tickets.remove(ticket)
+        if lost and ticket.epoch == self.epoch:
+            self._rewind(ticket)
+
+    @staticmethod
+    def _rewind(ticket: Ticket) -> None:
+        for position, resume in ticket.points:
+            if resume is not None:
+                position.resume = resume
+
+    # Incoming messages
+
+    def receive(
+        self, messages: list[JsonObject], ticket: Ticket
+    ) -> tuple[list[JsonObject], JsonObject | None]:
+        """Take the messages of a response.
+
+        Events may come in any response. Those of a session that was given up are dropped: they
+        come again from the resume points, and would otherwise move these past what was lost.
+
+        :return: the events to deliver, and the reply to the ticket's request, completed, or None
+        """
+        self._tickets.remove(ticket)
+        if ticket.epoch != self.epoch:
+            return [], self._find_reply(messages, ticket.request)
+        publishing = "data" in ticket.request
+        plain = self._plain
+        events: list[JsonObject] = []
+        others: list[JsonObject] = []
+        for message in messages:
+            if "data" not in message or (publishing and "successful" in message):
+                others.append(message)
+                continue
+            # The common case in as few operations as can be: this loop is the hot path.
+            try:
+                position = plain[message["channel"]]
+                replay_id = message["data"]["event"]["replayId"]
+                if replay_id in position.seen:
+                    if not self._is_news(message):
+                        continue
+                else:
+                    position.seen[replay_id] = None
+                    position.resume = replay_id
+            except (KeyError, TypeError):
+                if not self._is_news(message):
+                    continue
+            events.append(message)
+        self._limit_memory(len(messages))
+        reply = self._find_reply(others, ticket.request)
+        for message in others:
+            self._take_meta(message, reply)
+        return events, reply
+
+    def _is_news(self, message: JsonObject) -> bool:
+        """Say whether an event out of the ordinary is to be delivered, and note where it stands."""
+        channel = message.get("channel")
+        if not isinstance(channel, str) or channel.startswith("/meta/"):
+            LOGGER.warning("Ignored a message with data that is no event: channel %.100r", channel)
+            return False
+        position = self._owner(channel)
+        if position is None:
+            self._note_stranger(channel)
+            return True
+        replay_id = _replay_id(message)
+        if replay_id is None:
+            return True
+        key = self._memory_key(channel, replay_id)
+        if key in position.seen:
+            LOGGER.debug("Dropped a duplicate on %s: replay id %r", channel, replay_id)
+            return False
+        position.seen[key] = None
+        position.resume = replay_id
+        if position.overwrite:
+            position.overwrite = False
+            self._overwrite(message)
+            self._index()
+        return True
+
+    def _memory_key(self, channel: str, replay_id: ReplayId) -> Hashable:
+        # Ids of different channels that one subscription covers may be equal.
+        hashable = replay_id if isinstance(replay_id, (int, str, float)) else repr(replay_id)
+        return hashable if channel in self._positions else (channel, hashable)
+
+    def _owner(self, channel: str) -> Position | None:
+        """Give the position of the subscription that an event belongs to."""
+        key = key_of(channel)
+        if key in self._positions:
+            return self._positions[key]
+        if channel not in self._owners:
+            if len(self._owners) >= MAX_NAMES:
+                self._owners.clear()
+            keys = [known for known in self._positions if may_deliver(known, channel)]
+            self._owners[channel] = self._positions[keys[0]] if len(keys) == 1 else None
+            if len(keys) == 1:
+                self.aliases[channel] = keys[0]
+        return self._owners[channel]
+
+    def _note_stranger(self, channel: str) -> None:
+        if channel not in self._strangers and len(self._strangers) < MAX_NAMES:
+            self._strangers.add(channel)
+            LOGGER.warning(
+                "An event arrived on %.100s, which belongs to no subscription or to several: it is"
+                " delivered, but cannot be resumed from", channel
+            )
+
+    def _limit_memory(self, count: int) -> None:
+        self._largest_response = max(self._largest_response, count)
+        size = max(MIN_MEMORY, self._limit + self._largest_response)
+        for position in self._positions.values():
+            excess = len(position.seen) - size
+            # In bulk, so that the cost an event does not grow with the memory.
+            if excess > size:
+                position.seen = {None: None, **dict.fromkeys(islice(position.seen, excess, None))}
+
+    def _find_reply(self, messages: list[JsonObject], request: JsonObject) -> JsonObject | None:
+        """Find and complete the reply to *request*; it may lack id and channel."""
+        for message in messages:
+            if _answers(message, request):
+                return _completed(message, request)
+        return None
+
+    def _take_meta(self, message: JsonObject, reply: JsonObject | None) -> None:
+        channel = message.get("channel")
+        if channel == MetaChannel.DISCONNECT and message is not reply:
+            LOGGER.info("The server ended the session; a new one follows")
+            self._server_left = True
+        advice = message.get("advice")
+        if isinstance(advice, dict) and (message is reply or channel == MetaChannel.CONNECT):
+            self.advice = advice
+
+    # What came of a step
+
+    def handshake_done(self, result: JsonObject | Failure, now: float) -> None:
+        """Take the outcome of a handshake."""
+        self.farewell_id = None
+        self._server_left = False
+        if isinstance(result, Failure):
+            self._failed(result, now)
+            return
+        client_id = result.get("clientId")
+        if not result["successful"]:
+            self._recover(judge_reply(result), _refusal(result), now)
+        elif reconnect_advice(result) == "none":
+            self._stop(ServerError("Connection closed by the server", result))
+        elif not isinstance(client_id, str) or not client_id:
+            error = TransportError("The handshake reply holds no clientId")
+            self._recover(Verdict.RENEW_LOST, error, now)
+        else:
+            self._begin(client_id)
+
+    def _begin(self, client_id: str) -> None:
+        self.epoch += 1
+        self.client_id = client_id
+        self.clear_cookies = False
+        self._to_resubscribe = list(self.subscriptions.values())
+        for subscription in self._to_resubscribe:
+            subscription.fell_back = False
+        self._enter(State.RESUBSCRIBING if self._to_resubscribe else State.CONNECTING, "handshake done")
+        if not self.opening:
+            self._report(ConnectionEvent(ConnectionEventKind.SESSION_RENEWED))
+
+    def connect_done(self, result: JsonObject | Failure, events: int, elapsed: float, now: float) -> None:
+        """Take the outcome of a connect.
+
+        :param result: the reply, or why there is none
+        :param events: how many events came with it
+        :param elapsed: how long it took, in seconds
+        :param now: the time, in seconds
+        """
+        if isinstance(result, Failure):
+            self._failed(result, now)
+            return
+        self.last_connect = result
+        verdict = judge_reply(result)
+        if self._server_left and verdict in (Verdict.PROCEED, Verdict.RETRY, Verdict.STOP, Verdict.RENEW):
+            self._farewell(result, now)
+        elif verdict is Verdict.PROCEED:
+            self._connected(now)
+            self._delay = max(interval_of(self.advice), self._pace(events, elapsed))
+        elif verdict is Verdict.STOP:
+            self._stop(ServerError("Connection closed by the server", result))
+        else:
+            self._recover(verdict, _refusal(result), now)
+
+    def _connected(self, now: float) -> None:
+        if self._connected_at is None:
+            self._connected_at = now
+        elif now - self._connected_at >= self._policy.settled:
+            self._network.reset()
+            self._busy.reset()
+        self._relogins = 0
+        self._refusals = 0
+        self._refused_wait = False
+        self._cookie_renewals = 0
+        self.last_error = None
+        if self.state is not State.CONNECTED:
+            self._enter(State.CONNECTED, "connect answered")
+            self._report(ConnectionEvent(ConnectionEventKind.CONNECTED))
+        self.lost_since = None
+
+    def _pace(self, events: int, elapsed: float) -> float:
+        """Slow down for a server that answers every connect at once with nothing."""
+        if events or elapsed >= HASTY:
+            self._hasty_answers = 0
+            return 0.0
+        self._hasty_answers += 1
+        return 0.0 if self._hasty_answers < 3 else min(5.0, 0.05 * 2.0 ** min(self._hasty_answers, 10))
+
+    def next_to_resubscribe(self, now: float) -> Subscription | None:
+        """Give the next channel to subscribe again, with the id to resume from, or None if all are."""
+        while self._to_resubscribe:
+            subscription = self._to_resubscribe[0]
+            if self.subscriptions.get(subscription.channel) is subscription:
+                if not subscription.fell_back:
+                    self._aim(subscription, now)
+                return subscription
+            del self._to_resubscribe[0]
+        self._enter(State.CONNECTING, "all channels subscribed")
+        return None
+
+    def _aim(self, subscription: Subscription, now: float) -> None:
+        position = self._positions[subscription.key]
+        if position.resume is not None:
+            subscription.stamp = position.resume
+            return
+        subscription.stamp = subscription.start
+        if subscription.start in (None, NEW_EVENTS) and self.lost_since is not None:
+            LOGGER.warning(
+                "%s is subscribed again for new events only, since none was received before: what was"
+                " published in the last %.1f seconds is not delivered",
+                subscription.channel,
+                now - self.lost_since,
+            )
+
+    def resubscribe_done(
+        self, subscription: Subscription, result: JsonObject | Failure, now: float
+    ) -> None:
+        """Take the outcome of subscribing a channel again in a new session."""
+        if isinstance(result, Failure):
+            self._failed(result, now)
+            return
+        if result["successful"]:
+            self._storage_attempts = 0
+            self._resumed(subscription)
+        elif (verdict := judge_request(result)) is not Verdict.PROCEED:
+            self._recover(verdict, _refusal(result), now)
+            return
+        elif not self._fall_back(subscription, result):
+            self._lose_channel(subscription, result)
+        if self._server_left:
+            self._farewell(result, now)
+
+    def _resumed(self, subscription: Subscription) -> None:
+        self._to_resubscribe.remove(subscription)
+        self._note_start(subscription)
+        self._report(
+            ConnectionEvent(
+                ConnectionEventKind.CHANNEL_RESUMED,
+                channel=subscription.channel,
+                replay_id=subscription.stamp,
+            )
+        )
+
+    def _fall_back(self, subscription: Subscription, reply: JsonObject) -> bool:
+        """Try another starting point, once, if the replay id is what was refused."""
+        if subscription.fell_back or not is_replay_error(reply):
+            return False
+        fallback = self._choose_fallback(subscription.channel, reply)
+        if fallback is None:
+            return False
+        subscription.fell_back = True
+        subscription.stamp = subscription.start = fallback
+        position = self._positions[subscription.key]
+        position.resume = None
+        position.overwrite = True
+        self._index()
+        self._report(
+            ConnectionEvent(
+                ConnectionEventKind.FALLBACK_USED,
+                channel=subscription.channel,
+                error=_refusal(reply),
+                replay_id=fallback,
+            )
+        )
+        return True
+
+    def _lose_channel(self, subscription: Subscription, reply: JsonObject) -> None:
+        self._to_resubscribe.remove(subscription)
+        self._forget(subscription.channel)
+        error = ServerError(
+            f"Channel {subscription.channel} cannot be resumed and is not subscribed any more;"
+            " subscribe to it again, with a replay option if its replay id is the reason",
+            reply,
+        )
+        self.errors.append(error)
+        self._report(
+            ConnectionEvent(ConnectionEventKind.CHANNEL_LOST, channel=subscription.channel, error=error)
+        )
+
+    def crashed(self, error: TransportError) -> None:
+        """Take the end of the background task through a mistake in the program."""
+        self._drop_session()
+        self._stop(error)
+
+    def storage_failed(self, error: ReplayError, now: float) -> None:
+        """Take the failure of a marker storage that was read for a channel without a resume point."""
+        self._note_loss(error, now)
+        self._storage_attempts += 1
+        if self._storage_attempts % MAX_STORAGE_ATTEMPTS == 0:
+            self._drop_session()
+            self._park(error)
+        else:
+            self._retry_after(self._network.next_delay(), error)
+
+    def authenticated(self) -> None:
+        """Note that there is a new token."""
+        self._refused_wait = False
+        self._enter(State.NO_SESSION, "logged in")
+        self._report(ConnectionEvent(ConnectionEventKind.REAUTHENTICATED))
+
+    def authentication_failed(self, error: AuthenticationError, now: float) -> None:
+        """Take the failure of a new log-in."""
+        self._note_loss(error, now)
+        if self.opening:
+            self._stop(error)
+        elif error.retryable:
+            self._refused_wait = False
+            backoff = self._busy if _is_rate_limit(error) else self._network
+            self._retry_after(backoff.next_delay(), error)
+        else:
+            self._park(error)
+
+    def unpark(self) -> None:
+        """Try again, since the application asks for it."""
+        if self.state is not State.PARKED:
+            return
+        self._delay = min(
+            self._policy.refused_cap, self._policy.refused_initial * 2.0 ** min(self._refusals - 1, 40)
+        )
+        self._refused_wait = True
+        self._relogins = 0
+        needs_token = isinstance(self.last_error, AuthenticationError)
+        self._enter(State.NO_TOKEN if needs_token else State.NO_SESSION, "the application asks again")
+
+    # Requests beside the connect
+
+    def subscribe(self, channel: str, replay_id: ReplayId) -> Subscription:
+        """Start an explicit subscription; what is remembered of the channel is set aside.
+
+        :param channel: the channel
+        :param replay_id: where it starts; None: as the extensions say
+        """
+        key = key_of(channel)
+        subscription = Subscription(
+            channel, key, start=replay_id, stamp=replay_id, previous=self._positions.get(key)
+        )
+        self._positions[key] = Position()
+        self._index()
+        return subscription
+
+    def subscribe_done(self, subscription: Subscription, result: JsonObject | Failure | None) -> bool:
+        """Take the outcome of an explicit subscription.
+
+        :param result: the reply or failure; None if it was given up
+        :return: whether it should be sent again at once, with the fallback
+        """
+        if isinstance(result, dict):
+            if result["successful"]:
+                self.subscriptions[subscription.channel] = subscription
+                self._note_start(subscription)
+                return False
+            if self._fall_back(subscription, result):
+                return True
+        self._restore(subscription)
+        return False
+
+    def _restore(self, subscription: Subscription) -> None:
+        """Take up again what was remembered of the channel, with what arrived meanwhile."""
+        previous, subscription.previous = subscription.previous, None
+        meanwhile = self._positions.pop(subscription.key, None)
+        if previous is not None:
+            if meanwhile is not None and meanwhile.resume is not None:
+                previous.resume = meanwhile.resume
+                previous.seen.update(meanwhile.seen)
+            self._positions[subscription.key] = previous
+        self._index()
+
+    def _note_start(self, subscription: Subscription) -> None:
+        """A given id is a resume point, until an event brings a later one."""
+        position = self._positions[subscription.key]
+        start = subscription.stamp if subscription.stamp is not None else subscription.start
+        if position.resume is None and start not in (None, NEW_EVENTS, ALL_EVENTS):
+            position.resume = start
+        subscription.previous = None
+
+    def unsubscribe_done(self, channel: str, result: JsonObject | Failure) -> None:
+        """Take the outcome of an unsubscription."""
+        if isinstance(result, dict) and result["successful"]:
+            self._forget(channel)
+
+    def _forget(self, channel: str) -> None:
+        subscription = self.subscriptions.pop(channel, None)
+        if subscription is not None and not any(
+            other.key == subscription.key for other in self.subscriptions.values()
+        ):
+            self._positions.pop(subscription.key, None)
+            self._index()
+
+    def request_done(self, result: JsonObject | Failure, now: float) -> bool:
+        """Take what the answer to a request beside the connect means for the session.
+
+        :return: whether the session must be renewed, and the request may then be tried again
+        """
+        if isinstance(result, Failure):
+            if result.trouble is Trouble.LOST:
+                self._failed(result, now)
+                return False
+            if result.trouble in (Trouble.UNAUTHORIZED, Trouble.FORBIDDEN):
+                self._failed(result, now)
+                return True
+            return False
+        verdict = judge_request(result)
+        if verdict in (Verdict.LOG_IN, Verdict.RENEW, Verdict.RENEW_COOKIES):
+            self._recover(verdict, _refusal(result), now)
+            return True
+        if self._server_left:
+            self._farewell(result, now)
+        return False
+
+    # Recovery
+
+    def _failed(self, failure: Failure, now: float) -> None:
+        self._recover(judge_trouble(failure.trouble), failure.error, now, failure.retry_after)
+
+    def _note_loss(self, error: Exception, now: float) -> None:
+        self.last_error = error
+        if self._connected_at is not None:
+            if now - self._connected_at >= self._policy.settled:
+                self._network.reset()
+                self._busy.reset()
+            self._connected_at = None
+        if self.lost_since is None:
+            self.lost_since = now
+            if not self.opening:
+                self._report(ConnectionEvent(ConnectionEventKind.CONNECTION_LOST, error=error))
+
+    def _recover(
+        self, verdict: Verdict, error: Exception, now: float, retry_after: float | None = None
+    ) -> None:
+        """Decide what a failure leads to: the one place where that is done."""
+        self._note_loss(error, now)
+        if self.opening and not self._worth_another_try(verdict):
+            refused_again = verdict is Verdict.LOG_IN and self._relogins
+            self._stop(_refused_again(error) if refused_again else error)
+        elif verdict is Verdict.STOP:
+            self._stop(error)
+        elif verdict is Verdict.LOG_IN:
+            self._log_in_again(error)
+        elif verdict is Verdict.RETRY:
+            if self.state is State.CONNECTED:
+                self._enter(State.CONNECTING, error)
+            delay = max(self._network.next_delay(), interval_of(self.advice), retry_after or 0.0)
+            self._retry_after(delay, error)
+        else:
+            self._renew(verdict, error, retry_after)
+
+    def _worth_another_try(self, verdict: Verdict) -> bool:
+        """While it opens, a client makes up for one refused token and for one lost session only."""
+        if verdict is Verdict.LOG_IN:
+            return self._relogins == 0
+        if verdict in (Verdict.RENEW, Verdict.RENEW_COOKIES) and not self._renewed_while_opening:
+            self._renewed_while_opening = True
+            return True
+        return False
+
+    def _log_in_again(self, error: Exception) -> None:
+        self._drop_session()
+        self._relogins += 1
+        if self._relogins > 1:
+            self._park(_refused_again(error))
+        else:
+            self._enter(State.NO_TOKEN, error)
+            self._retry_after(self._first_at_once(), error)
+
+    def _renew(self, verdict: Verdict, error: Exception, retry_after: float | None) -> None:
+        lost_id = self.client_id
+        self._drop_session()
+        if verdict is Verdict.RENEW_COOKIES:
+            self._cookie_renewals += 1
+            if self._cookie_renewals > MAX_COOKIE_RENEWALS:
+                self._stop(error)
+                return
+            self.clear_cookies = True
+        if verdict is Verdict.RENEW_LOST:
+            self.farewell_id = lost_id or self.farewell_id
+            delay = self._network.next_delay()
+        elif verdict is Verdict.RENEW_LATER:
+            delay = self._busy.next_delay()
+        else:
+            delay = self._first_at_once()
+        self._enter(State.NO_SESSION, error)
+        self._retry_after(max(delay, retry_after or 0.0), error)
+
+    def _farewell(self, reply: JsonObject, now: float) -> None:
+        """The server has ended the session of its own accord, perhaps those of many clients."""
+        self._server_left = False
+        error = ServerError("The server ended the session.", reply)
+        self._note_loss(error, now)
+        if self.opening and self._renewed_while_opening:
+            self._stop(error)
+            return
+        self._renewed_while_opening = True
+        first = self._network.attempts == 0
+        self._drop_session()
+        self._enter(State.NO_SESSION, "the server has disconnected")
+        delay = self._network.next_delay()
+        self._retry_after(min(delay, self._policy.farewell) if first else delay, error)
+
+    def _first_at_once(self) -> float:
+        """The first attempt follows at once, those after it with backoff."""
+        delay = self._network.next_delay()
+        return delay if self._network.attempts > 1 else 0.0
+
+    def _retry_after(self, delay: float, error: Exception) -> None:
+        self._delay = delay
+        if not self.opening:
+            attempts = self._network.attempts + self._busy.attempts
+            self._report(
+                ConnectionEvent(
+                    ConnectionEventKind.RETRYING, error=error, attempt=attempts, delay=delay
+                )
+            )
+
+    def _drop_session(self) -> None:
+        """Give the session up; what its requests under way will bring is not used."""
+        self.client_id = None
+        self.epoch += 1
+        # The oldest request last, as its points are the ones furthest back.
+        for ticket in reversed(self._tickets):
+            self._rewind(ticket)
+
+    def _park(self, error: Exception) -> None:
+        self.last_error = error
+        self._refusals += 1
+        self._drop_session()
+        self._enter(State.PARKED, error)
+        self.errors.append(error)
+        storage = isinstance(error, ReplayError)
+        kind = ConnectionEventKind.STORAGE_FAILED if storage else ConnectionEventKind.AUTHENTICATION_FAILED
+        self._report(ConnectionEvent(kind, error=error))
+
+    def _stop(self, error: Exception) -> None:
+        self.last_error = self.stop_error = error
+        self._enter(State.STOPPED, error)
+        if not self.opening:
+            self._report(ConnectionEvent(ConnectionEventKind.CLOSED, error=error))
+
+    def _index(self) -> None:
+        """Make the table that the hot path looks up: what needs a closer look is not in it."""
+        self._plain = {
+            key: position for key, position in self._positions.items() if not position.overwrite
+        }
+        self._owners.clear()
+
+
+def key_of(channel: str) -> str:
+    """Give a channel's name in replay maps: a filtered PushTopic's query is no part of it."""
+    return channel.partition("?")[0]
+
+
+def may_deliver(subscribed: str, channel: str) -> bool:
+    """Say whether a subscription may bring events of another channel's name.
+
+    :param subscribed: the key of a subscription
+    :param channel: the channel of an event
+    """
+    if subscribed.endswith("/**"):
+        return channel.startswith(subscribed[:-2])
+    if subscribed.endswith("/*"):
+        prefix = subscribed[:-1]
+        return channel.startswith(prefix) and "/" not in channel[len(prefix) :]
+    if subscribed.endswith("__chn") or subscribed == "/data/ChangeEvents":
+        return channel.startswith(subscribed[: subscribed.rindex("/") + 1])
+    return False
+
+
+def _replay_id(message: JsonObject) -> ReplayId:
+    data = message.get("data")
+    event = data.get("event") if isinstance(data, dict) else None
+    replay_id = event.get("replayId") if isinstance(event, dict) else None
+    return None if isinstance(replay_id, bool) else replay_id
+
+
+def _answers(message: JsonObject, request: JsonObject) -> bool:
+    """Say whether *message* is the reply to *request*.
+
+    Ids come back as numbers or as text. A refusal may have neither id nor channel; as each request
+    holds one message, it can only belong to that.
+    """
+    if "data" in message and "successful" not in message:
+        return False
+    if message.get("channel", request["channel"]) != request["channel"]:
+        return False
+    if message.get("id") is not None:
+        return str(message["id"]) == request["id"]
+    return any(name in message for name in ("successful", "error", "advice"))
+
+
+def _completed(message: JsonObject, request: JsonObject) -> JsonObject:
+    """Fill in what a reply may lack.
+
+    Without ``successful``, one to an unsubscribe or a publish counts as success unless it has an
+    error; the others do not.
+    """
+    message["channel"] = request["channel"]
+    message["id"] = request["id"]
+    if not isinstance(message.get("successful"), bool):
+        strict = request["channel"] in (MetaChannel.HANDSHAKE, MetaChannel.CONNECT, MetaChannel.SUBSCRIBE)
+        message["successful"] = not strict and not message.get("error")
+    if "subscription" in request:
+        message.setdefault("subscription", request["subscription"])
+    return message
+
+
+def _refusal(reply: JsonObject) -> ServerError:
+    return ServerError(_REFUSALS.get(reply["channel"], "Request failed."), reply)
+
+
+def _refused_again(error: Exception) -> Exception:
+    """Turn the refusal of a new token into the error that tells so."""
+    if isinstance(error, ServerError) or (isinstance(error, TransportError) and error.status == 401):
+        refused = AuthenticationError(
+            "Authentication failed: the server refuses a token that it has just issued; check that the"
+            f" user may use the API and the Streaming API, and the session settings. {error}"
+        )
+        refused.__cause__ = error
+        return refused
+    return error
+
+
+def _is_rate_limit(error: AuthenticationError) -> bool:
+    return "rate" in f"{error.error} {error.error_description}".lower()

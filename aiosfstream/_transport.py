@@ -1,0 +1,720 @@
+"""The long-polling transport: aiocometd's Transport interface on aiohttp.
+
+One background task asks the session for the next step, takes it and reports what came of it. It
+decides nothing itself. Subscribe, unsubscribe and publish run beside a held connect, one at a time,
+and never beside a handshake.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiohttp
+from aiocometd.constants import ConnectionType, TransportState
+from aiocometd.extensions import AuthExtension, Extension
+from aiocometd.transports.abc import Transport
+from aiocometd.typing import JsonObject, SSLValidationMode
+
+from . import _http
+from ._http import Failure, Trouble
+from ._mailbox import Mailbox, Signal
+from ._retry import MAX_HOLD
+from ._session import Action, ReplayId, Session, State, Step, Subscription
+from .events import ConnectionEvent, ConnectionEventKind
+from .exceptions import (
+    AiosfstreamException,
+    AuthenticationError,
+    ReplayError,
+    TransportConnectionClosed,
+    TransportError,
+    TransportInvalidOperation,
+    TransportTimeoutError,
+)
+
+LOGGER = logging.getLogger(__name__)
+
+#: Where the subscription that is being made starts, as given to ``Client.subscribe(replay=...)``:
+#: aiocometd's ``subscribe(channel)`` has no room for an argument.
+REPLAY: ContextVar[ReplayId] = ContextVar("aiosfstream_replay", default=None)
+
+#: Seconds for saying goodbye to the server, and for tasks to end.
+GOODBYE_TIMEOUT: Final = 2.0
+
+_HEADERS: Final = {"Content-Type": "application/json;charset=UTF-8", "Accept": "application/json"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a transport needs to know of its client.
+
+    :ivar auth: puts the token into requests
+    :ivar extensions: run on every message, in this order, before *auth*
+    :ivar log_in: gets a new token unless another one than the given header value is in use already;
+        gives the URL to go on with
+    :ivar before_poll: awaited before each connect, or None
+    :ivar report: called with every event that an observer should know of
+    :ivar connection_timeout: gives the seconds that a request waits for a renewal; None: for ever
+    :ivar request_timeout: seconds for each phase of a request
+    :ivar ssl: how TLS is verified, as aiohttp takes it
+    :ivar json_dumps: serialises messages
+    :ivar json_loads: parses messages
+    """
+
+    auth: AuthExtension
+    extensions: list[Extension]
+    log_in: Callable[[str | None], Awaitable[str]]
+    before_poll: Callable[[], Awaitable[None]] | None
+    report: Callable[[ConnectionEvent], None]
+    connection_timeout: Callable[[], float | None]
+    request_timeout: float
+    ssl: SSLValidationMode | None
+    json_dumps: _http.Dumper
+    json_loads: _http.Loader
+
+
+class LongPollingTransport(Transport):
+    """Moves messages between a session, a server and a mailbox.
+
+    It must be made in the event loop that it is used in.
+
+    :param url: the CometD endpoint
+    :param session: the state of the Bayeux session
+    :param mailbox: where events go
+    :param http_session: what requests are sent with; owned by whoever made it
+    :param settings: the client's side
+    """
+
+    def __init__(
+        self,
+        url: str,
+        session: Session,
+        mailbox: Mailbox,
+        http_session: aiohttp.ClientSession,
+        settings: Settings,
+    ) -> None:
+        self._url = url
+        self._session = session
+        self._mailbox = mailbox
+        self._http_session: aiohttp.ClientSession | None = http_session
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._task: asyncio.Task[None] | None = None
+        self._requests: set[asyncio.Task[Any]] = set()
+        self._beside = asyncio.Lock()
+        self._signal = Signal()
+        self._closing = False
+        self._closed = False
+        self._interruptible = False
+        self._interrupted = False
+        self._authorization: str | None = None
+        self._connection_types = [ConnectionType.LONG_POLLING.value]
+        self._last_handshake: JsonObject = {}
+        self._timed_out_at: float | None = None
+        self._timeouts: dict[float, aiohttp.ClientTimeout] = {}
+
+    # What aiocometd's client asks for
+
+    @property
+    def connection_type(self) -> ConnectionType:
+        """Long polling: Salesforce speaks nothing else."""
+        return ConnectionType.LONG_POLLING
+
+    @property
+    def endpoint(self) -> str:
+        """The URL that messages are sent to."""
+        return self._url
+
+    @property
+    def client_id(self) -> str | None:
+        """The id that the server gave to the present session."""
+        return self._session.client_id
+
+    @property
+    def subscriptions(self) -> set[str]:
+        """The channels subscribed, or wanted while the session is being renewed."""
+        return set() if self._closed else set(self._session.subscriptions)
+
+    @property
+    def last_connect_result(self) -> JsonObject | None:
+        """The last reply to a connect."""
+        return self._session.last_connect
+
+    @property
+    def reconnect_advice(self) -> JsonObject:
+        """The server's last advice."""
+        return self._session.advice
+
+    @property
+    def http_session(self) -> aiohttp.ClientSession | None:
+        """The HTTP session."""
+        return self._http_session
+
+    @http_session.setter
+    def http_session(self, http_session: aiohttp.ClientSession | None) -> None:
+        self._http_session = http_session
+
+    @property
+    def state(self) -> TransportState:
+        """The state of the connection."""
+        if self._closed:
+            return TransportState.DISCONNECTED
+        if self._closing:
+            return TransportState.DISCONNECTING
+        if self._session.state is State.STOPPED:
+            return TransportState.SERVER_DISCONNECTED
+        connected = self._session.state is State.CONNECTED and self._session.lost_since is None
+        return TransportState.CONNECTED if connected else TransportState.CONNECTING
+
+    async def wait_for_state(self, state: TransportState) -> None:
+        """Wait until the connection is in *state*."""
+        while self.state is not state:
+            await self._signal.changed()
+
+    # What this package's client asks for
+
+    @property
+    def stop_error(self) -> Exception | None:
+        """Why the session has ended for good, if it has."""
+        return self._session.stop_error
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Delivered channel -> subscribed channel, where they differ."""
+        return self._session.aliases
+
+    def loss_deadline(self, timeout: float | None) -> float | None:
+        """Say when ``receive()`` should report the connection as lost, by the loop's clock.
+
+        :param timeout: seconds that the connection may be lost; None or 0: for ever
+        :return: the time, or None if it is not lost or nobody wants to know
+        """
+        lost_since = self._session.lost_since
+        if not timeout or lost_since is None or self._session.waits_for_credentials:
+            return None
+        counted_from = lost_since
+        if self._timed_out_at is not None and self._timed_out_at > lost_since:
+            counted_from = self._timed_out_at
+        return counted_from + timeout
+
+    def loss_error(self) -> TransportTimeoutError:
+        """Make the error that reports the loss; the next one is due a whole time-out later."""
+        self._timed_out_at = now = self._loop.time()
+        lost_since = self._session.lost_since
+        seconds = 0.0 if lost_since is None else now - lost_since
+        error = TransportTimeoutError(
+            f"Lost connection with the server {self._url} {seconds:.1f} seconds ago; still trying to"
+            f" reconnect, the last attempt failed with: {self._session.last_error}"
+        )
+        error.__cause__ = self._session.last_error
+        return error
+
+    def try_again(self) -> None:
+        """Try to recover once more, after the application has been told that only it can help."""
+        if self._session.state is State.PARKED:
+            self._session.unpark()
+            self._signal.wake()
+
+    async def handshake(self, connection_types: list[ConnectionType]) -> JsonObject:
+        """Get a session from the server.
+
+        :param connection_types: what to offer
+        :return: the server's reply
+        :raises ServerError: if it is refused
+        :raises TransportError: if the request fails
+        :raises AuthenticationError: if the token is refused, and a new one as well
+        """
+        self._connection_types = [connection_type.value for connection_type in connection_types]
+        await self._advance(lambda: self._session.established)
+        return self._last_handshake
+
+    async def connect(self) -> JsonObject:
+        """Make the first connect, and keep the connection from then on.
+
+        :return: the server's reply
+        :raises ServerError: if it is refused
+        :raises TransportError: if the request fails
+        :raises TransportInvalidOperation: if there was no handshake, or it is connected already
+        :raises AuthenticationError: if the token is refused, and a new one as well
+        """
+        if self._task is not None or self._session.client_id is None:
+            raise TransportInvalidOperation("connect() belongs behind handshake(), once")
+        await self._advance(lambda: self._session.state is State.CONNECTED)
+        self._session.opening = False
+        self._task = self._loop.create_task(self._run(), name="aiosfstream connection")
+        return self._session.last_connect or {}
+
+    async def _advance(self, arrived: Callable[[], bool]) -> None:
+        while not arrived():
+            if self._session.stop_error is not None:
+                raise self._session.stop_error
+            await self._take(self._session.next_step())
+
+    # The background task
+
+    async def _run(self) -> None:
+        """Take step after step until the session has ended."""
+        try:
+            while self._session.state is not State.STOPPED:
+                await self._take(self._session.next_step())
+        except Exception as bug:
+            LOGGER.exception("The connection ends because of an unexpected error")
+            error = TransportError(f"The connection has ended because of an unexpected error: {bug!r}")
+            error.__cause__ = bug
+            self._session.crashed(error)
+        self._pass_on()
+
+    async def _take(self, step: Step) -> None:
+        if step.action is Action.CONNECT:
+            await self._interruptibly(self._connect(step.delay))
+        elif step.action is Action.PARK:
+            await self._signal.changed()
+        else:
+            if step.delay:
+                await asyncio.sleep(step.delay)
+            await self._STEPS[step.action](self)
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Give the application what the last step brought, and wake who waits for a change."""
+        session = self._session
+        if session.errors:
+            errors, session.errors = session.errors, []
+            for error in errors:
+                self._mailbox.fail(error)
+        if session.state is not State.CONNECTED or session.stop_error is not None:
+            self._mailbox.wake()
+        self._signal.wake()
+
+    async def _connect(self, delay: float) -> None:
+        if delay:
+            await asyncio.sleep(delay)
+        if self._mailbox.full:
+            await self._wait_for_room()
+        await self._before_poll()
+        session = self._session
+        if not session.established:
+            return
+        message = session.connect_message()
+        at_once = message.get("advice") == {"timeout": 0}
+        started = self._loop.time()
+        result, events = await self._exchange(message, hold=0.0 if at_once else session.hold)
+        now = self._loop.time()
+        # The first connect of a session is answered at once by design.
+        session.connect_done(result, events or at_once, now - started, now)
+
+    async def _wait_for_room(self) -> None:
+        self._settings.report(ConnectionEvent(ConnectionEventKind.FETCHING_SUSPENDED))
+        await self._mailbox.room()
+        self._settings.report(ConnectionEvent(ConnectionEventKind.FETCHING_RESUMED))
+
+    async def _before_poll(self) -> None:
+        if self._settings.before_poll is None:
+            return
+        try:
+            await self._settings.before_poll()
+        except ReplayError as error:
+            if not self._mailbox.has_errors:
+                self._mailbox.fail(error)
+
+    async def _handshake(self) -> None:
+        session = self._session
+        async with self._beside:
+            if session.farewell_id is not None:
+                await self._say_goodbye(session.farewell_id)
+            if session.clear_cookies and self._http_session is not None:
+                self._http_session.cookie_jar.clear()
+            result, _ = await self._exchange(session.handshake_message(self._connection_types))
+            session.handshake_done(result, self._loop.time())
+        if isinstance(result, dict):
+            self._last_handshake = result
+            self._check_replay_support(result)
+
+    def _check_replay_support(self, reply: JsonObject) -> None:
+        ext = reply.get("ext")
+        if self._session.opening and reply["successful"] and not (isinstance(ext, dict) and ext.get("replay")):
+            LOGGER.warning(
+                "The server %s does not announce the replay extension: what is published while the"
+                " connection is lost may be missed", self._url
+            )
+
+    async def _resubscribe(self) -> None:
+        session = self._session
+        subscription = session.next_to_resubscribe(self._loop.time())
+        if subscription is None:
+            return
+        try:
+            result, _ = await self._exchange(session.subscribe_message(subscription), subscription)
+        except ReplayError as error:
+            session.storage_failed(error, self._loop.time())
+            return
+        session.resubscribe_done(subscription, result, self._loop.time())
+
+    async def _log_in(self) -> None:
+        try:
+            self._url = await self._settings.log_in(self._authorization)
+        except AuthenticationError as error:
+            self._session.authentication_failed(error, self._loop.time())
+        else:
+            self._session.authenticated()
+
+    _STEPS: Final[dict[Action, Callable[[LongPollingTransport], Awaitable[None]]]] = {
+        Action.AUTHENTICATE: _log_in,
+        Action.HANDSHAKE: _handshake,
+        Action.SUBSCRIBE: _resubscribe,
+    }
+
+    async def _interruptibly(self, step: Coroutine[Any, Any, None]) -> None:
+        """Take a step that :meth:`_interrupt` may end early."""
+        self._interruptible = True
+        try:
+            await step
+        except asyncio.CancelledError:
+            if not self._interrupted or self._closing:
+                raise
+            if sys.version_info >= (3, 11) and self._task is not None:
+                self._task.uncancel()
+        finally:
+            self._interruptible = self._interrupted = False
+
+    def _interrupt(self) -> None:
+        """End a held connect of a session that is given up."""
+        if self._interruptible and not self._interrupted and self._task is not None:
+            self._interrupted = True
+            self._task.cancel()
+
+    # One request
+
+    async def _exchange(
+        self,
+        message: JsonObject,
+        subscription: Subscription | None = None,
+        *,
+        hold: float = 0.0,
+        timeout: float | None = None,
+        stale: bool = False,
+    ) -> tuple[JsonObject | Failure, int]:
+        """Send one message, deliver the events in the answer, give the reply and their number.
+
+        :param message: the message
+        :param subscription: what a subscribe message is for
+        :param hold: seconds that the server may hold the request
+        :param timeout: seconds for the whole of it; None: as set
+        :param stale: whether it is about a session that was given up, so that events are not wanted
+        :raises ReplayError: if the marker storage fails and is needed
+        """
+        payload = [message]
+        headers = dict(_HEADERS)
+        try:
+            await self._outgoing(payload, headers, subscription)
+            body = _http.dump_json(payload, self._settings.json_dumps)
+        except AuthenticationError as error:
+            return _not_sent(Trouble.UNAUTHORIZED, error), 0
+        except TransportError as error:
+            return _not_sent(Trouble.REJECTED, error), 0
+        ticket = self._session.send(message, stale=stale)
+        result: _http.Answer | Failure | None = None
+        messages: list[JsonObject] | Failure | None = None
+        try:
+            result = await self._post(body, headers, hold, timeout)
+            token = headers.get("Authorization", "").rpartition(" ")[2]
+            messages = (
+                result
+                if isinstance(result, Failure)
+                else _http.bayeux_messages(result, self._settings.json_loads, token)
+            )
+            if not isinstance(messages, Failure) and isinstance(result, _http.Answer):
+                await self._incoming(messages, result)
+        finally:
+            if messages is None or isinstance(messages, Failure):
+                lost = messages is None or messages.trouble is Trouble.LOST
+                self._session.abandon(ticket, lost=lost)
+        if isinstance(messages, Failure):
+            return messages, 0
+        events, reply = self._session.receive(messages, ticket)
+        self._deliver(events)
+        if reply is None:
+            return self._no_reply(message), len(events)
+        return reply, len(events)
+
+    async def _outgoing(
+        self, payload: list[JsonObject], headers: dict[str, str], subscription: Subscription | None
+    ) -> None:
+        known = subscription is not None and subscription.stamp is not None
+        for extension in self._settings.extensions:
+            try:
+                await extension.outgoing(payload, headers)
+            except ReplayError as error:
+                if not known:
+                    raise
+                LOGGER.warning("The replay storage fails, going on with the id in memory: %s", error)
+            except AiosfstreamException:
+                raise
+            except Exception as error:
+                if subscription is None:
+                    raise
+                raise ReplayError(
+                    f"The replay storage failed for channel {subscription.channel}: {error!r}"
+                ) from error
+        if subscription is not None:
+            self._session.stamp(payload[0], subscription)
+        await self._settings.auth.outgoing(payload, headers)
+        self._authorization = headers.get("Authorization")
+
+    async def _incoming(self, messages: list[JsonObject], answer: _http.Answer) -> None:
+        headers: Any = answer.headers
+        await self._settings.auth.incoming(messages, headers)
+        for extension in self._settings.extensions:
+            await extension.incoming(messages, headers)
+
+    async def _post(
+        self, body: bytes, headers: dict[str, str], hold: float, timeout: float | None
+    ) -> _http.Answer | Failure:
+        if self._http_session is None:
+            return _not_sent(Trouble.REJECTED, TransportConnectionClosed("The transport is closed"))
+        return await _http.post(
+            self._http_session,
+            self._url,
+            body,
+            headers,
+            timeout=self._timeout(hold) if timeout is None else aiohttp.ClientTimeout(total=timeout),
+            ssl=self._settings.ssl,
+        )
+
+    def _timeout(self, hold: float) -> aiohttp.ClientTimeout:
+        """A held request may be silent for *hold*; a large answer may take a while to come in."""
+        hold = min(hold, MAX_HOLD)
+        if hold not in self._timeouts:
+            phase = self._settings.request_timeout
+            if len(self._timeouts) > 8:
+                self._timeouts.clear()
+            self._timeouts[hold] = aiohttp.ClientTimeout(
+                total=hold + 4 * phase, sock_connect=phase, sock_read=hold + phase
+            )
+        return self._timeouts[hold]
+
+    def _deliver(self, events: list[JsonObject]) -> None:
+        if events:
+            self._mailbox.extend(events)
+
+    def _no_reply(self, message: JsonObject) -> Failure:
+        error = TransportError(
+            f"Request to {self._url} failed: the answer holds no reply to the {message['channel']} message"
+        )
+        return Failure(Trouble.LOST, error)
+
+    async def _say_goodbye(self, client_id: str) -> None:
+        """Free the server's side of a session, as far as it can be reached."""
+        message = self._session.disconnect_message(client_id)
+        exchange = self._exchange(message, timeout=GOODBYE_TIMEOUT, stale=True)
+        with suppress(AiosfstreamException, asyncio.TimeoutError):
+            await asyncio.wait_for(exchange, GOODBYE_TIMEOUT)
+
+    # Requests beside the connect
+
+    async def subscribe(self, channel: str) -> JsonObject:
+        """Subscribe to *channel*, from where the ContextVar :data:`REPLAY` says.
+
+        Cancelling it does not stop it: it is finished in the background.
+
+        :return: the server's reply
+        :raises TransportError: if the request fails
+        :raises ReplayError: if the marker storage fails
+        """
+        return await self._finish(self._subscribe(channel, REPLAY.get()))
+
+    async def unsubscribe(self, channel: str) -> JsonObject:
+        """Unsubscribe from *channel*. Cancelling it does not stop it.
+
+        :return: the server's reply
+        :raises TransportError: if the request fails
+        """
+        return await self._finish(self._unsubscribe(channel))
+
+    async def publish(self, channel: str, data: JsonObject) -> JsonObject:
+        """Publish *data* on *channel*.
+
+        :return: the server's reply
+        :raises TransportError: if the request fails
+        """
+        return await self._finish(self._publish(channel, data))
+
+    async def _subscribe(self, channel: str, replay_id: ReplayId) -> JsonObject:
+        result, renewed = await self._try_subscribe(channel, replay_id)
+        if renewed:
+            result, _ = await self._try_subscribe(channel, replay_id)
+        return _reply_of(result)
+
+    async def _try_subscribe(
+        self, channel: str, replay_id: ReplayId
+    ) -> tuple[JsonObject | Failure, bool]:
+        session = self._session
+        async with self._beside_the_connect():
+            subscription = session.subscribe(channel, replay_id)
+            renewed, again = False, True
+            try:
+                while again and session.established:
+                    result, _ = await self._exchange(
+                        session.subscribe_message(subscription), subscription
+                    )
+                    renewed = session.request_done(result, self._loop.time())
+                    again = session.subscribe_done(subscription, result)
+            finally:
+                if again:
+                    session.subscribe_done(subscription, None)
+            return result, renewed or again
+
+    async def _unsubscribe(self, channel: str) -> JsonObject:
+        def message() -> JsonObject:
+            return self._session.unsubscribe_message(channel)
+
+        result = await self._request(message)
+        self._session.unsubscribe_done(channel, result)
+        return _reply_of(result)
+
+    async def _publish(self, channel: str, data: JsonObject) -> JsonObject:
+        def message() -> JsonObject:
+            return self._session.publish_message(channel, data)
+
+        return _reply_of(await self._request(message))
+
+    async def _request(self, message: Callable[[], JsonObject]) -> JsonObject | Failure:
+        """Send a message; once more if the session had to be renewed for it."""
+        for again in (True, False):
+            async with self._beside_the_connect():
+                result, _ = await self._exchange(message())
+                renewed = self._session.request_done(result, self._loop.time())
+            if not (renewed and again):
+                break
+        return result
+
+    @asynccontextmanager
+    async def _beside_the_connect(self) -> AsyncIterator[None]:
+        """Wait for a usable session and for the turn, and end the connect if the session is lost."""
+        timeout = self._settings.connection_timeout() or None
+        deadline = None if timeout is None else self._loop.time() + timeout
+        while True:
+            await self._wait_established(deadline)
+            await self._beside.acquire()
+            if self._session.established:
+                break
+            self._beside.release()
+        try:
+            yield
+        finally:
+            self._beside.release()
+            if not self._session.established:
+                self._interrupt()
+            self._pass_on()
+
+    async def _wait_established(self, deadline: float | None) -> None:
+        session = self._session
+        while not session.established:
+            if self._closing:
+                raise TransportInvalidOperation("The client is being closed")
+            if session.state in (State.STOPPED, State.PARKED):
+                raise TransportError(
+                    f"There is no connection to the server: {session.last_error}"
+                ) from session.last_error
+            left = None if deadline is None else deadline - self._loop.time()
+            if left is not None and left <= 0:
+                raise self._renewal_error()
+            await self._signal.changed(left)
+
+    def _renewal_error(self) -> TransportTimeoutError:
+        error = TransportTimeoutError(
+            "The request was not sent: the connection to the server is lost and was not renewed in"
+            f" time, the last attempt failed with: {self._session.last_error}"
+        )
+        error.__cause__ = self._session.last_error
+        return error
+
+    async def _finish(self, request: Coroutine[Any, Any, JsonObject]) -> JsonObject:
+        """Run *request* in a task of its own, which goes on when the caller is cancelled.
+
+        Whether the server has acted on a request that is given up half-way could not be known.
+        """
+        if self._closing:
+            request.close()
+            raise TransportInvalidOperation("The client is being closed")
+        task = self._loop.create_task(request, name="aiosfstream request")
+        self._requests.add(task)
+        task.add_done_callback(self._request_finished)
+        await asyncio.wait([task])
+        if task.cancelled():
+            raise TransportInvalidOperation("The client was closed before the server answered")
+        return task.result()
+
+    def _request_finished(self, task: asyncio.Task[Any]) -> None:
+        self._requests.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            LOGGER.debug("request failed: %r", task.exception())
+
+    # The end
+
+    async def disconnect(self) -> None:
+        """Say goodbye to the server and end all tasks; takes a few seconds at the most.
+
+        What is in the mailbox stays there.
+        """
+        if self._closing:
+            await self.wait_for_state(TransportState.DISCONNECTED)
+            return
+        self._begin_to_close()
+        try:
+            await self.end_tasks()
+            client_id = self._session.client_id or self._session.farewell_id
+            if client_id is not None and self._session.state is not State.STOPPED:
+                await self._say_goodbye(client_id)
+        finally:
+            self._closed = True
+            self._signal.wake()
+
+    async def close(self) -> None:
+        """Close the HTTP session."""
+        if self._http_session is not None:
+            await self._http_session.close()
+
+    def abort(self) -> None:
+        """End everything at once, without a goodbye."""
+        self._begin_to_close()
+        self._closed = True
+        self._signal.wake()
+
+    def _begin_to_close(self) -> None:
+        self._closing = True
+        self._mailbox.close()
+        self._signal.wake()
+        for task in self._tasks():
+            task.cancel()
+
+    async def end_tasks(self) -> None:
+        """Wait, for a short time, until the tasks that were cancelled have ended."""
+        tasks = self._tasks()
+        if tasks:
+            await asyncio.wait(tasks, timeout=GOODBYE_TIMEOUT)
+
+    def _tasks(self) -> list[asyncio.Task[Any]]:
+        own = asyncio.current_task()
+        tasks = [*self._requests, *([self._task] if self._task is not None else [])]
+        return [task for task in tasks if task is not own and not task.done()]
+
+
+def _not_sent(trouble: Trouble, error: AiosfstreamException) -> Failure:
+    if isinstance(error, TransportError):
+        return Failure(trouble, error)
+    transport_error = TransportError(f"The request was not sent: {error}")
+    transport_error.__cause__ = error
+    return Failure(trouble, transport_error)
+
+
+def _reply_of(result: JsonObject | Failure) -> JsonObject:
+    if isinstance(result, Failure):
+        raise result.error
+    return result

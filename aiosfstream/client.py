@@ -1,0 +1,509 @@
+"""The client: log in, stream events, and come back from whatever happens on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import re
+import warnings
+from collections import deque
+from collections.abc import AsyncIterator, Callable, MutableMapping
+from enum import Enum, unique
+from types import TracebackType
+from typing import Any, Final, TypeVar, cast
+
+import aiohttp
+from aiocometd.client import Client as CometdClient
+from aiocometd.typing import JsonObject, SSLValidationMode
+
+from . import _http
+from ._cometd import BaseClient, SessionFactory
+from ._mailbox import Mailbox
+from ._reporter import Reporter
+from ._retry import RetryPolicy
+from ._session import Session
+from ._transport import REPLAY, LongPollingTransport, Settings
+from .auth import AuthenticatorBase, PasswordAuthenticator, lend_session
+from .events import ConnectionEvent, ConnectionEventKind
+from .exceptions import AiosfstreamException, ReplayError, translate_errors
+from .replay import ConstantReplayId, MappingStorage, ReplayMarker, ReplayMarkerStorage, ReplayOption
+
+__all__ = [
+    "API_VERSION",
+    "COMETD_PATH",
+    "LOGGER",
+    "Client",
+    "CometdClient",
+    "ReplayMarkerStoragePolicy",
+    "SalesforceStreamingClient",
+]
+
+#: The path of the CometD endpoint below the instance URL.
+COMETD_PATH: Final = "cometd"
+#: The Salesforce API version used unless another is asked for (Spring '26).
+API_VERSION: Final = "66.0"
+#: The first version with replay (Streaming API Developer Guide, "Message Durability").
+MIN_API_VERSION: Final = 37
+LOGGER = logging.getLogger(__name__)
+
+ClientT = TypeVar("ClientT", bound="Client")
+
+
+@unique
+class ReplayMarkerStoragePolicy(Enum):
+    """When the marker of a message is stored."""
+
+    #: As ``receive()`` hands the message over. If the program ends before it has processed the
+    #: message, that one is not delivered again: at most once.
+    AUTOMATIC = 1
+    #: When the application has processed it, inside ``async with client.replay_storage(message):``.
+    #: If the program ends within the block, the message is delivered again: at least once.
+    MANUAL = 2
+
+
+class Turn:
+    """Lets one task at a time through, in the order in which they came.
+
+    Unlike an :class:`asyncio.Lock` it belongs to no event loop while nobody waits, and costs an
+    attribute look-up where there is nobody to wait for.
+    """
+
+    def __init__(self) -> None:
+        self.taken = False
+        self._queue: deque[asyncio.Future[None]] = deque()
+
+    async def wait(self) -> None:
+        """Wait until the turn is passed on to the caller."""
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append(place)
+        try:
+            await place
+        except BaseException:
+            if place.done() and not place.cancelled():
+                self.release()
+            else:
+                self._queue.remove(place)
+            raise
+
+    def release(self) -> None:
+        """Pass the turn on to the next who waits, if there is one."""
+        while self._queue:
+            place = self._queue.popleft()
+            if not place.done():
+                place.set_result(None)
+                return
+        self.taken = False
+
+
+class Client(BaseClient):
+    """A Salesforce Streaming API client.
+
+    An async context manager that opens and closes it, and an async iterator over the messages::
+
+        async with Client(authenticator) as client:
+            await client.subscribe("/event/Low_Ink__e")
+            async for message in client:
+                ...
+
+    While it is open, every event of a subscribed channel is delivered once and in the server's
+    order, across lost sessions, revoked tokens and broken connections. It may be made outside an
+    event loop, and opened again after it was closed.
+
+    :param authenticator: how to log in
+    :param replay: which events to start from: a :class:`~aiosfstream.ReplayOption`, a
+        :class:`~aiosfstream.ReplayMarkerStorage`, or a mutable mapping of channels to markers or
+        replay ids, in which markers are stored as well. None: new events
+    :param replay_fallback: where to start a channel whose replay id the server refuses as invalid or
+        out of the retention window, at the first subscription and at every later one; None: report
+        the refusal as :exc:`~aiosfstream.ServerError`
+    :param replay_storage_policy: when the marker of a message is stored
+    :param connection_timeout: seconds that the connection may be lost before :meth:`receive` raises
+        :exc:`~aiosfstream.TransportTimeoutError`; None or 0: any time
+    :param max_pending_count: fetching is suspended while so many messages, or more, wait to be
+        received; 0 or less: never
+    :param json_dumps: serialises what is sent, to str or bytes
+    :param json_loads: parses what is received, from str (or bytes, if it is orjson's)
+    :param loop: ignored
+    :param api_version: the Salesforce API version, such as ``"60.0"``
+    :param session_factory: called at each opening with ``cookie_jar=``; what it returns is used for
+        all requests, owned and closed by the client. ``functools.partial(aiohttp.ClientSession,
+        proxy=..., trust_env=True)`` gives proxies, connectors, tracing
+    :param ssl: how TLS is verified, as aiohttp takes it; None: as usual
+    :param request_timeout: seconds that each phase of a request may take: to connect, and until the
+        next piece of the answer arrives, beyond the time that the server may hold it
+    :param poll_timeout: seconds after which the server is asked to answer a connect without events,
+        for proxies that cut idle requests; None: its own choice, 110 on Salesforce
+    :param observer: called with a :class:`~aiosfstream.ConnectionEvent` at every change of the
+        connection; must not block; what it raises is logged
+    :raises TypeError: if *authenticator* or *replay* is of no type that is understood
+    :raises ValueError: if *api_version* is malformed or older than 37.0
+    """
+
+    #: Delays between attempts.
+    _retry_policy = RetryPolicy()
+
+    def __init__(
+        self,
+        authenticator: AuthenticatorBase,
+        *,
+        replay: ReplayOption | ReplayMarkerStorage | MutableMapping[str, Any] | None = ReplayOption.NEW_EVENTS,
+        replay_fallback: ReplayOption | None = None,
+        replay_storage_policy: ReplayMarkerStoragePolicy = ReplayMarkerStoragePolicy.AUTOMATIC,
+        connection_timeout: float | None = 10.0,
+        max_pending_count: int = 100,
+        json_dumps: _http.Dumper = json.dumps,
+        json_loads: _http.Loader = json.loads,
+        loop: asyncio.AbstractEventLoop | None = None,
+        api_version: str = API_VERSION,
+        session_factory: SessionFactory = aiohttp.ClientSession,
+        ssl: SSLValidationMode | None = None,
+        request_timeout: float = 15.0,
+        poll_timeout: float | None = None,
+        observer: Callable[[ConnectionEvent], None] | None = None,
+    ) -> None:
+        if not isinstance(authenticator, AuthenticatorBase):
+            raise TypeError(
+                "authenticator should be an instance of AuthenticatorBase, not"
+                f" {type(authenticator).__name__!r}"
+            )
+        storage = self.create_replay_storage(replay)
+        if storage is None:
+            raise TypeError(
+                f"{type(replay).__name__!r} is not a valid type for the replay parameter; it takes a"
+                " ReplayOption, a ReplayMarkerStorage, a mutable mapping or None"
+            )
+        _check_api_version(api_version)
+        if loop is not None:
+            warnings.warn(
+                "the loop argument is ignored: a client uses the event loop that it is opened in",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+        if json_dumps is not json.dumps:
+            authenticator.json_dumps = json_dumps
+        if json_loads is not json.loads:
+            authenticator.json_loads = json_loads
+        super().__init__(
+            connection_timeout=connection_timeout,
+            ssl=ssl,
+            max_pending_count=max_pending_count,
+            extensions=[storage],
+            auth=authenticator,
+            json_dumps=json_dumps,
+            json_loads=json_loads,
+            session_factory=session_factory,
+        )
+        #: Where markers are read from and stored.
+        self.replay_storage: ReplayMarkerStorage = storage
+        #: Where to start a channel whose replay id is refused.
+        self.replay_fallback = replay_fallback
+        #: When the marker of a message is stored.
+        self.replay_storage_policy = replay_storage_policy
+        self._api_version = api_version
+        self._request_timeout = request_timeout
+        self._poll_timeout = poll_timeout
+        self._report = Reporter(observer)
+        self._turn = Turn()
+        LOGGER.debug("Client created with replay storage %r, replay fallback %r", storage, replay_fallback)
+
+    def __repr__(self) -> str:
+        """Name what identifies the client; nothing secret."""
+        return (
+            f"{type(self).__name__}({self.authenticator!r}, replay={self.replay_storage!r},"
+            f" replay_fallback={self.replay_fallback!r}, state={self.state.name})"
+        )
+
+    @property
+    def authenticator(self) -> AuthenticatorBase:
+        """The authenticator; also found as ``auth``."""
+        return cast(AuthenticatorBase, self.auth)
+
+    @staticmethod
+    def create_replay_storage(replay_param: object) -> ReplayMarkerStorage | None:
+        """Make a storage out of what a client's ``replay`` argument may be.
+
+        :param replay_param: a replay option, a storage, a mutable mapping or None
+        :return: the storage, or None if it is nothing of these
+        """
+        if isinstance(replay_param, ReplayMarkerStorage):
+            return replay_param
+        if replay_param is None:
+            return ConstantReplayId(ReplayOption.NEW_EVENTS)
+        if isinstance(replay_param, ReplayOption):
+            return ConstantReplayId(replay_param)
+        if isinstance(replay_param, MutableMapping):
+            return MappingStorage(replay_param)
+        return None
+
+    @staticmethod
+    def get_cometd_url(instance_url: str, api_version: str = API_VERSION) -> str:
+        """Give the URL of the CometD endpoint.
+
+        :param instance_url: the URL of the org's instance, with or without a slash at its end
+        :param api_version: the Salesforce API version
+        :return: ``instance_url/cometd/api_version``
+        """
+        return f"{instance_url.rstrip('/')}/{COMETD_PATH}/{api_version}"
+
+    # Opening and closing
+
+    @translate_errors
+    async def open(self) -> None:
+        """Log in and connect.
+
+        After any failure or cancellation everything is released, and it can be opened again.
+
+        :raises ClientInvalidOperation: if the client is open already
+        :raises AuthenticationError: if the credentials are refused, or the token endpoint cannot be
+            reached or understood
+        :raises ClientError: if the server does not offer long polling
+        :raises TransportError: if the endpoint cannot be reached or understood
+        :raises ServerError: if the handshake or the first connect is refused
+        """
+        async with self._opening() as http_session:
+            LOGGER.debug("Authenticating using %r", self.authenticator)
+            with lend_session(http_session, self.ssl):
+                await self.authenticator.authenticate()
+            LOGGER.info("Successfully authenticated. Instance URL: %r", self.authenticator.instance_url)
+            self.url = self._endpoint()
+            await super().open()
+
+    @translate_errors
+    async def close(self) -> None:
+        """Disconnect from the server.
+
+        Takes a few seconds at the most, whatever the server does, and may be called more than once
+        and while another task waits in :meth:`receive`. Messages that are pending can still be
+        received.
+        """
+        was_open = not self.closed
+        await super().close()
+        if was_open:
+            await self._flush_at_close()
+            self._report(ConnectionEvent(ConnectionEventKind.CLOSED))
+
+    async def _flush_at_close(self) -> None:
+        try:
+            await self._before_waiting()
+        except ReplayError as error:
+            LOGGER.error("Closed, but the last replay markers could not be stored: %s", error)
+
+    def _endpoint(self) -> str:
+        return self.get_cometd_url(self.authenticator.instance_url or "", self._api_version)
+
+    async def _log_in_again(self, refused: str | None) -> str:
+        """Get a token in place of a refused one.
+
+        :param refused: the ``Authorization`` header that was refused
+        :return: the endpoint, which the new token may have moved
+        """
+        assert self._http_session is not None
+        with lend_session(self._http_session, self.ssl):
+            await self.authenticator.reauthenticate(refused)
+        self.url = self._endpoint()
+        return self.url
+
+    def _make_transport(self, mailbox: Mailbox, http_session: aiohttp.ClientSession) -> LongPollingTransport:
+        session = Session(
+            choose_fallback=self._choose_fallback,
+            overwrite=self.replay_storage._overwrite_with,
+            report=self._report,
+            policy=self._retry_policy,
+            rng=random.Random(),
+            limit=mailbox.limit,
+            poll_timeout=self._poll_timeout,
+        )
+        settings = Settings(
+            auth=self.authenticator,
+            extensions=self.extensions or [],
+            log_in=self._log_in_again,
+            before_poll=self.replay_storage.flush if self.replay_storage._buffered else None,
+            report=self._report,
+            connection_timeout=lambda: self.connection_timeout,
+            request_timeout=self._request_timeout,
+            ssl=self.ssl,
+            json_dumps=self._json_dumps,
+            json_loads=self._json_loads,
+        )
+        self.replay_storage._aliases = session.aliases
+        return LongPollingTransport(self.url, session, mailbox, http_session, settings)
+
+    def _choose_fallback(self, channel: str, reply: JsonObject) -> Any:
+        return None if self.replay_fallback is None else _plain_id(self.replay_fallback)
+
+    # Channels
+
+    @translate_errors
+    async def subscribe(self, channel: str, *, replay: ReplayOption | ReplayMarker | int | str | None = None) -> None:
+        """Subscribe to *channel*.
+
+        If the replay id is refused and there is a ``replay_fallback``, it starts from that.
+
+        :param channel: the channel, such as ``/event/Low_Ink__e`` or ``/data/AccountChangeEvent``
+        :param replay: where this subscription starts, in place of what the client's ``replay`` says:
+            a :class:`~aiosfstream.ReplayOption`, or the replay id of the last event that is not
+            wanted any more
+        :raises ClientInvalidOperation: if the client is closed
+        :raises TransportError: if the request fails; what the server made of it is not known then
+        :raises ServerError: if the server refuses it
+        :raises AuthenticationError: if the session must be renewed and the credentials are refused
+        :raises ReplayError: if the marker cannot be read
+        """
+        token = REPLAY.set(_plain_id(replay))
+        try:
+            await super().subscribe(channel)
+        finally:
+            REPLAY.reset(token)
+
+    @translate_errors
+    async def unsubscribe(self, channel: str) -> None:
+        """Unsubscribe from *channel*. Its pending messages can still be received.
+
+        :param channel: the channel, as subscribed
+        :raises ClientInvalidOperation: if the client is closed
+        :raises TransportError: if the request fails
+        :raises ServerError: if the server refuses it
+        """
+        await super().unsubscribe(channel)
+
+    @translate_errors
+    async def publish(self, channel: str, data: JsonObject) -> JsonObject:
+        """Publish *data* on *channel*, as CometD does it.
+
+        Salesforce does not offer this: there, generic and platform events are published over its
+        REST API (Streaming API Developer Guide, "Bayeux Protocol, CometD, and Long Polling").
+
+        :param channel: the channel
+        :param data: what to publish
+        :return: the server's reply
+        :raises ClientInvalidOperation: if the client is closed
+        :raises TransportError: if the request fails, or *data* cannot be serialised
+        :raises ServerError: if the server refuses it
+        """
+        return await super().publish(channel, data)
+
+    # Messages
+
+    @translate_errors
+    async def receive(self) -> JsonObject:
+        """Wait for the next message.
+
+        Cancelling it never loses a message: the next call gives it. The same holds if its marker
+        cannot be stored. Messages that are pending come before any error.
+
+        :return: the message as the server sent it
+        :raises ClientInvalidOperation: if the client is closed and nothing is pending
+        :raises ServerError: if a channel cannot be resumed, which the error names; the others go on.
+            If the server has ended the session for good; the client is closed then
+        :raises TransportError: if the endpoint answers in a way that no new attempt could mend; the
+            client is closed then
+        :raises TransportTimeoutError: if the connection is lost for longer than
+            ``connection_timeout``; another call goes on waiting for it
+        :raises AuthenticationError: if the credentials are refused; another call tries them again
+        :raises ReplayError: if the marker cannot be stored; another call tries again
+        """
+        turn = self._turn
+        if turn.taken:
+            await turn.wait()
+        turn.taken = True
+        try:
+            message = await super().receive()
+            if self.replay_storage_policy is ReplayMarkerStoragePolicy.AUTOMATIC:
+                await self._store_marker(message)
+            return message
+        finally:
+            turn.release()
+
+    async def _store_marker(self, message: JsonObject) -> None:
+        """Store the marker of *message*, or make it the next message again."""
+        try:
+            await self.replay_storage.extract_replay_id(message)
+        except AiosfstreamException:
+            self._put_back(message)
+            raise
+        except Exception as error:
+            self._put_back(message)
+            raise ReplayError(
+                f"The replay marker of a message on {message.get('channel')} could not be stored: {error!r}"
+            ) from error
+        except BaseException:
+            self._put_back(message)
+            raise
+
+    async def _before_waiting(self) -> None:
+        if self.replay_storage._buffered:
+            await self.replay_storage.flush()
+
+    def __aiter__(self) -> AsyncIterator[JsonObject]:
+        """Iterate over the messages until the client is closed.
+
+        :raises ServerError: as :meth:`receive`
+        :raises TransportError: as :meth:`receive`
+        :raises TransportTimeoutError: as :meth:`receive`
+        :raises AuthenticationError: as :meth:`receive`
+        :raises ReplayError: as :meth:`receive`
+        """
+        return super().__aiter__()
+
+    async def __aenter__(self: ClientT) -> ClientT:
+        """Open the client; raises what :meth:`open` raises."""
+        await super().__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        """Close the client."""
+        await super().__aexit__(exc_type, exc_val, exc_tb)  # type: ignore[arg-type]
+
+
+class SalesforceStreamingClient(Client):
+    """A :class:`Client` that logs in with a username and a password.
+
+    :param consumer_key: the consumer key of the connected app
+    :param consumer_secret: its consumer secret
+    :param username: the user
+    :param password: the password, with the security token behind it where one is needed
+    :param sandbox: whether to log in at test.salesforce.com
+    :param login_url: a My Domain or Experience Cloud URL to log in at instead
+    :param options: every keyword of :class:`Client`
+    :raises ValueError: if *login_url* cannot be used
+    """
+
+    def __init__(
+        self,
+        *,
+        consumer_key: str,
+        consumer_secret: str,
+        username: str,
+        password: str,
+        sandbox: bool = False,
+        login_url: str | None = None,
+        **options: Any,
+    ) -> None:
+        authenticator = PasswordAuthenticator(
+            consumer_key, consumer_secret, username, password, sandbox=sandbox, login_url=login_url
+        )
+        super().__init__(authenticator, **options)
+
+
+def _check_api_version(api_version: str) -> None:
+    if not isinstance(api_version, str) or not re.fullmatch(r"[1-9][0-9]{1,2}\.0", api_version):
+        raise ValueError(f"api_version should be a text such as {API_VERSION!r}, not {api_version!r}")
+    if float(api_version) < MIN_API_VERSION:
+        raise ValueError(
+            f"api_version {api_version} is too old: replay needs {MIN_API_VERSION}.0, and older ones are retired"
+        )
+
+
+def _plain_id(replay: Any) -> Any:
+    """Give what is sent for a replay option, a marker or a replay id."""
+    if isinstance(replay, ReplayMarker):
+        return replay.replay_id
+    # An enum's value is what every JSON function can serialise.
+    return int(replay) if isinstance(replay, ReplayOption) else replay

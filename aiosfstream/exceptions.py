@@ -1,0 +1,265 @@
+"""Everything that aiosfstream raises.
+
+.. code-block:: text
+
+    AiosfstreamException
+        AuthenticationError
+        ClientError
+            ClientInvalidOperation
+        TransportError
+            TransportInvalidOperation
+            TransportTimeoutError
+            TransportConnectionClosed
+        ServerError
+        ReplayError
+
+Each class also derives from aiocometd's class of the same name where there is one, so a handler
+written as ``except aiocometd.exceptions.ServerError`` goes on working. Nothing else leaves the
+public API: errors of aiohttp, of a JSON function, time-outs and errors of a marker storage are
+turned into one of these, with the original as ``__cause__``.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar, cast
+
+from aiocometd import exceptions as cometd
+from aiocometd.typing import JsonObject
+
+__all__ = [
+    "EXCEPTION_PAIRS",
+    "AiosfstreamException",
+    "AuthenticationError",
+    "ClientError",
+    "ClientInvalidOperation",
+    "ReplayError",
+    "ServerError",
+    "TransportConnectionClosed",
+    "TransportError",
+    "TransportInvalidOperation",
+    "TransportTimeoutError",
+    "translate_errors",
+    "translate_errors_context",
+]
+
+FuncT = TypeVar("FuncT", bound=Callable[..., Any])
+
+
+class AiosfstreamException(cometd.AiocometdException):
+    """The base of every exception of this package."""
+
+
+class AuthenticationError(AiosfstreamException):
+    """Salesforce refused the credentials, or the token endpoint gave no usable answer.
+
+    :param message: what happened and what to do about it
+    :param error: the ``error`` code of the token endpoint, such as ``invalid_grant``
+    :param error_description: the text that came with it
+    :param status: the HTTP status of the answer
+    :param retryable: whether the same request may succeed later without anybody's help
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        error: str | None = None,
+        error_description: str | None = None,
+        status: int | None = None,
+        retryable: bool = False,
+    ) -> None:
+        super().__init__(message)
+        #: The token endpoint's error code, such as ``invalid_grant``, or None.
+        self.error = error
+        #: The token endpoint's explanation, or None.
+        self.error_description = error_description
+        #: The HTTP status of the token endpoint's answer, or None if there was none.
+        self.status = status
+        #: Whether trying again later, unchanged, can help. False: only a person can.
+        self.retryable = retryable
+
+
+class ClientError(AiosfstreamException, cometd.ClientError):
+    """The client cannot do what it was asked to do."""
+
+
+class ClientInvalidOperation(ClientError, cometd.ClientInvalidOperation):
+    """The operation does not fit the client's state, such as subscribing while it is closed."""
+
+
+class TransportError(AiosfstreamException, cometd.TransportError):
+    """A request could not be sent, or what came back was not an answer of a CometD server."""
+
+    #: The HTTP status of the answer, or None if there was no answer.
+    status: int | None = None
+
+
+class TransportInvalidOperation(TransportError, cometd.TransportInvalidOperation):
+    """The operation does not fit the transport's state."""
+
+
+class TransportTimeoutError(TransportError, cometd.TransportTimeoutError):
+    """The connection has been lost for longer than ``connection_timeout``.
+
+    Its ``__cause__`` is the last error that kept the client from coming back. Recovery goes on
+    behind it: another :meth:`~aiosfstream.Client.receive` waits for its outcome.
+    """
+
+
+class TransportConnectionClosed(TransportError, cometd.TransportConnectionClosed):
+    """The connection was closed unexpectedly."""
+
+
+class ServerError(AiosfstreamException, cometd.ServerError):
+    """The server refused a request.
+
+    :param message: what was refused, in our words
+    :param response: the refusing message as the server sent it, or None
+    """
+
+    def __init__(self, message: str, response: JsonObject | None) -> None:
+        super().__init__(message, response)
+
+    @property
+    def error(self) -> str | None:
+        """The ``error`` field of the response, or None if there is none that is text."""
+        return _text((self.response or {}).get("error"))
+
+    @property
+    def failure_reason(self) -> str | None:
+        """Salesforce's own explanation, ``ext.sfdc.failureReason``: the true cause where present."""
+        ext = (self.response or {}).get("ext")
+        sfdc = ext.get("sfdc") if isinstance(ext, dict) else None
+        return _text(sfdc.get("failureReason")) if isinstance(sfdc, dict) else None
+
+    @property
+    def error_code(self) -> int | None:
+        """The code in ``code:args:message`` (Bayeux specification 1.0, "error"), or None."""
+        code, _, _ = self._error_parts()
+        return int(code) if code else None
+
+    @property
+    def error_args(self) -> list[str] | None:
+        """The arguments in ``code:args:message``, or None if the text has not that form."""
+        _, args, _ = self._error_parts()
+        if args is None:
+            return None
+        return args.split(",") if args else []
+
+    @property
+    def error_message(self) -> str | None:
+        """The description in ``code:args:message``, or None if the text has not that form."""
+        _, _, message = self._error_parts()
+        return message
+
+    def _error_parts(self) -> tuple[str | None, str | None, str | None]:
+        parts = (self.error or "").split(":", 2)
+        code = parts[0] if len(parts[0]) == 3 and parts[0].isascii() and parts[0].isdigit() else None
+        if len(parts) < 3:
+            return code, None, None
+        return code, parts[1], parts[2]
+
+    def __str__(self) -> str:
+        sentence = self.message.rstrip(".")
+        channel = _text((self.response or {}).get("subscription"))
+        if channel is not None and channel not in sentence:
+            sentence += f" (channel {channel})"
+        reasons = [reason for reason in (self.error, self.failure_reason) if reason]
+        if reasons:
+            sentence += ": " + "; reason: ".join(reasons)
+        return sentence if sentence.endswith(".") else sentence + "."
+
+
+class ReplayError(AiosfstreamException):
+    """A replay marker could not be read, made or stored."""
+
+
+#: aiocometd's exception classes and ours that stand for them, most special first.
+EXCEPTION_PAIRS: Final[dict[type[Exception], type[AiosfstreamException]]] = {
+    cometd.ClientInvalidOperation: ClientInvalidOperation,
+    cometd.ClientError: ClientError,
+    cometd.TransportInvalidOperation: TransportInvalidOperation,
+    cometd.TransportTimeoutError: TransportTimeoutError,
+    cometd.TransportConnectionClosed: TransportConnectionClosed,
+    cometd.TransportError: TransportError,
+    cometd.ServerError: ServerError,
+    cometd.AiocometdException: AiosfstreamException,
+}
+
+
+def translate(error: cometd.AiocometdException) -> AiosfstreamException:
+    """Give this package's exception for one of aiocometd's, subclasses of them included.
+
+    :param error: an error of aiocometd, or one of ours, which is returned as it is
+    :return: the exception to raise ``from`` it
+    """
+    if isinstance(error, AiosfstreamException):
+        return error
+    if isinstance(error, cometd.ServerError):
+        message, response = (*error.args, None, None)[:2]
+        return ServerError(str(message), response)
+    target = next(ours for theirs, ours in EXCEPTION_PAIRS.items() if isinstance(error, theirs))
+    return target(*error.args)
+
+
+@contextmanager
+def translate_errors_context() -> Iterator[None]:
+    """Turn aiocometd's errors raised in the block into ours, ``from`` the original.
+
+    :raises AiosfstreamException: in place of any ``AiocometdException``
+    """
+    try:
+        yield
+    except AiosfstreamException:
+        raise
+    except cometd.AiocometdException as error:
+        raise translate(error) from error
+
+
+def translate_errors(func: FuncT) -> FuncT:
+    """Make a function raise our exceptions where it would raise aiocometd's.
+
+    :param func: a function, coroutine function or async generator function
+    :return: a function of the same kind
+    """
+    # Not by way of the context manager, which would cost an object for every message received.
+    wrapper: Callable[..., Any]
+    if inspect.iscoroutinefunction(func):
+
+        @functools.wraps(func)
+        async def wrapper(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return await func(*args, **kwargs)
+            except AiosfstreamException:
+                raise
+            except cometd.AiocometdException as error:
+                raise translate(error) from error
+
+    elif inspect.isasyncgenfunction(func):
+
+        @functools.wraps(func)
+        async def wrapper(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+            try:
+                async for item in func(*args, **kwargs):
+                    yield item
+            except AiosfstreamException:
+                raise
+            except cometd.AiocometdException as error:
+                raise translate(error) from error
+
+    else:
+
+        @functools.wraps(func)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            with translate_errors_context():
+                return func(*args, **kwargs)
+
+    return cast(FuncT, wrapper)
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
