@@ -1,0 +1,85 @@
+"""Packaging of aiosfstream."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def read_version() -> str:
+    """Return ``__version__`` without importing the package, whose dependencies may be missing."""
+    source = (ROOT / "aiosfstream" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__\s*(?::[^=]+)?=\s*"([^"]+)"', source, re.MULTILINE)
+    if match is None:
+        raise RuntimeError("aiosfstream/__init__.py defines no __version__")
+    return match[1]
+
+
+JWT = ["PyJWT[crypto]>=2.8"]
+REDIS = ["redis>=5.0"]
+DOCS = ["Sphinx>=8.1", "furo>=2024.8.6"]
+LINT = ["ruff>=0.17,<0.18"]
+TYPES = ["mypy>=2.4,<2.5"]
+TEST = [
+    *JWT,
+    *REDIS,
+    "build>=1.2",
+    "coverage>=7.10",
+    "hypothesis>=6.100",
+    "orjson>=3.10",
+    "psutil>=6.0",
+    "pytest>=9.0",
+    "pytest-asyncio>=1.3",
+    "pytest-xdist>=3.8",
+    # The build backend, so that the test of the distributions needs no download.
+    "setuptools>=77.0.3",
+    "trustme>=1.2",
+]
+
+setup(
+    name="aiosfstream",
+    version=read_version(),
+    description="Salesforce Streaming API client for asyncio",
+    long_description=(ROOT / "README.rst").read_text(encoding="utf-8"),
+    long_description_content_type="text/x-rst",
+    author="aiosfstream contributors",
+    url="https://pypi.org/project/aiosfstream/",
+    license_expression="MIT",
+    license_files=["LICENSE"],
+    keywords="salesforce streaming api cometd bayeux asyncio aiohttp change data capture",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Framework :: AsyncIO",
+        "Framework :: Pytest",
+        "Intended Audience :: Developers",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: Implementation :: CPython",
+        "Topic :: Internet :: WWW/HTTP",
+        "Topic :: Software Development :: Libraries :: Python Modules",
+        "Typing :: Typed",
+    ],
+    packages=find_packages(include=["aiosfstream", "aiosfstream.*"]),
+    package_data={"aiosfstream": ["py.typed"]},
+    python_requires=">=3.10",
+    install_requires=["aiohttp>=3.11,<4", "aiocometd>=0.4.5,<0.5"],
+    extras_require={
+        "jwt": JWT,
+        "redis": REDIS,
+        "docs": DOCS,
+        "test": sorted({*TEST, *DOCS, *LINT, *TYPES}),
+    },
+    entry_points={
+        "console_scripts": ["aiosfstream = aiosfstream.__main__:main"],
+        "pytest11": ["aiosfstream = aiosfstream.pytest_plugin"],
+    },
+    zip_safe=False,
+)
