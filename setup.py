@@ -32,6 +32,7 @@ TEST = [
     "psutil>=6.0",
     "pytest>=9.0",
     "pytest-asyncio>=1.3",
+    "pytest-timeout>=2.4",
     "pytest-xdist>=3.8",
     # The build backend, so that the test of the distributions needs no download.
     "setuptools>=77.0.3",
