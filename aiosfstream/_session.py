@@ -48,6 +48,9 @@ MIN_MEMORY: Final = 1000
 MAX_NAMES: Final = 1000
 #: Renewals in a row because of refused cookies.
 MAX_COOKIE_RENEWALS: Final = 3
+#: Log-ins without a successful connect, where handshakes accept the token and connects refuse it. A
+#: token that even the handshake refuses is not asked for again.
+MAX_RELOGINS: Final = 3
 #: Attempts to read the storage during one renewal before the application hears of it.
 MAX_STORAGE_ATTEMPTS: Final = 3
 #: An answer in less than this many seconds, without an event, is no long poll.
@@ -231,6 +234,7 @@ class Session:
         self._server_left = False
         self._renewed_while_opening = False
         self._relogins = 0
+        self._token_accepted = False
         self._cookie_renewals = 0
         self._storage_attempts = 0
         self._hasty_answers = 0
@@ -503,6 +507,7 @@ class Session:
         self.epoch += 1
         self.client_id = client_id
         self.clear_cookies = False
+        self._token_accepted = True
         self._to_resubscribe = list(self.subscriptions.values())
         for subscription in self._to_resubscribe:
             subscription.fell_back = False
@@ -666,6 +671,7 @@ class Session:
     def authenticated(self) -> None:
         """Note that there is a new token."""
         self._refused_wait = False
+        self._token_accepted = False
         self._enter(State.NO_SESSION, "logged in")
         self._report(ConnectionEvent(ConnectionEventKind.REAUTHENTICATED))
 
@@ -827,7 +833,7 @@ class Session:
     def _log_in_again(self, error: Exception) -> None:
         self._drop_session()
         self._relogins += 1
-        if self._relogins > 1:
+        if self._relogins > (MAX_RELOGINS if self._token_accepted else 1):
             self._park(_refused_again(error))
         else:
             self._enter(State.NO_TOKEN, error)
