@@ -10,7 +10,8 @@ This is the only module that uses names of aiocometd with an underscore. They ar
 ``Client._check_server_disconnected``
     replaced: it knows of one way only in which a session ends.
 ``Client._verify_response``
-    called: it raises the error for a refused handshake.
+    called: it raises the error for a refused handshake. What it is, is compared as well, to find out
+    whether somebody has put something else in its place.
 ``Client._transport``, ``Client._incoming_queue``, ``Client._closed``
     the state that the inherited methods and properties read.
 ``Client._connection_types``, ``Client._max_pending_count``, ``Client._json_dumps``, ``Client._json_loads``
@@ -231,6 +232,25 @@ class BaseClient(CometdClient):
         if transport is not None:
             await transport.end_tasks()
         await asyncio.wait_for(http_session.close(), RELEASE_TIMEOUT)
+
+
+_PLAIN_RECEIVE: Final = CometdClient.receive
+_PLAIN_ITER: Final = CometdClient.__aiter__
+_PLAIN_VERIFY: Final = CometdClient._verify_response
+
+
+def receives_plainly(cls: type[BaseClient]) -> bool:
+    """Say whether the inherited way of receiving is what it was when this module was imported.
+
+    :param cls: the class of a client
+    :return: False if a subclass, a mix-in or a test has replaced a part of it
+    """
+    return (
+        cls._get_message is BaseClient._get_message
+        and cls._verify_response is _PLAIN_VERIFY
+        and CometdClient.receive is _PLAIN_RECEIVE
+        and CometdClient.__aiter__ is _PLAIN_ITER
+    )
 
 
 async def uninterrupted(clean_up: Coroutine[Any, Any, None]) -> None:

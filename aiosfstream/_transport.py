@@ -13,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -619,6 +620,8 @@ class LongPollingTransport(Transport):
             if self._closing:
                 raise TransportInvalidOperation("The client is being closed")
             if session.state in (State.STOPPED, State.PARKED):
+                if isinstance(session.last_error, AuthenticationError):
+                    raise copy(session.last_error)
                 raise TransportError(
                     f"There is no connection to the server: {session.last_error}"
                 ) from session.last_error

@@ -19,7 +19,7 @@ from aiocometd.client import Client as CometdClient
 from aiocometd.typing import JsonObject, SSLValidationMode
 
 from . import _http
-from ._cometd import BaseClient, SessionFactory
+from ._cometd import BaseClient, SessionFactory, receives_plainly
 from ._mailbox import Mailbox
 from ._reporter import Reporter
 from ._retry import RetryPolicy
@@ -27,7 +27,7 @@ from ._session import Session
 from ._transport import REPLAY, LongPollingTransport, Settings
 from .auth import AuthenticatorBase, PasswordAuthenticator, lend_session
 from .events import ConnectionEvent, ConnectionEventKind
-from .exceptions import AiosfstreamException, ReplayError, translate_errors
+from .exceptions import ClientInvalidOperation, ReplayError, translate_errors
 from .replay import ConstantReplayId, MappingStorage, ReplayMarker, ReplayMarkerStorage, ReplayOption
 
 __all__ = [
@@ -420,17 +420,11 @@ class Client(BaseClient):
         """Store the marker of *message*, or make it the next message again."""
         try:
             await self.replay_storage.extract_replay_id(message)
-        except AiosfstreamException:
+        except BaseException as error:
             self._put_back(message)
-            raise
-        except Exception as error:
-            self._put_back(message)
-            raise ReplayError(
-                f"The replay marker of a message on {message.get('channel')} could not be stored: {error!r}"
-            ) from error
-        except BaseException:
-            self._put_back(message)
-            raise
+            if isinstance(error, ReplayError) or not isinstance(error, Exception):
+                raise
+            raise _storing_failed(message, error) from error
 
     async def _before_waiting(self) -> None:
         if self.replay_storage._buffered:
@@ -445,7 +439,52 @@ class Client(BaseClient):
         :raises AuthenticationError: as :meth:`receive`
         :raises ReplayError: as :meth:`receive`
         """
-        return super().__aiter__()
+        return self._messages() if _iterates_plainly(type(self)) else super().__aiter__()
+
+    async def _messages(self) -> AsyncIterator[JsonObject]:
+        """Iterate like the inherited iterator, but take what is pending without its chain of calls.
+
+        That chain is open to subclasses, mix-ins and tests, so it is cut short only as long as none
+        of them takes part in it.
+        """
+        while True:
+            store = self._direct_store()
+            mailbox, turn = self._mailbox, self._turn
+            policy, storage = self.replay_storage_policy, self.replay_storage
+            while store is not None and mailbox is not None and not turn.taken:
+                message = mailbox.take()
+                if message is None:
+                    break
+                if "successful" in message:
+                    mailbox.put_back(message)
+                    break
+                try:
+                    store(message)
+                except ReplayError:
+                    mailbox.put_back(message)
+                    raise
+                except Exception as error:
+                    mailbox.put_back(message)
+                    raise _storing_failed(message, error) from error
+                yield message
+                # The application may have changed any of these meanwhile.
+                if self.replay_storage_policy is not policy or self.replay_storage is not storage:
+                    store = None
+                if self._mailbox is not mailbox:
+                    mailbox = None
+            try:
+                message = await self.receive()
+            except ClientInvalidOperation:
+                return
+            yield message
+
+    def _direct_store(self) -> Callable[[JsonObject], None] | None:
+        """Give what stores a marker without waiting, or None if messages must go the long way."""
+        if "receive" in self.__dict__ or not _iterates_plainly(type(self)):
+            return None
+        if self.replay_storage_policy is ReplayMarkerStoragePolicy.MANUAL:
+            return _store_nothing
+        return self.replay_storage.direct_store()
 
     async def __aenter__(self: ClientT) -> ClientT:
         """Open the client; raises what :meth:`open` raises."""
@@ -490,6 +529,22 @@ class SalesforceStreamingClient(Client):
             consumer_key, consumer_secret, username, password, sandbox=sandbox, login_url=login_url
         )
         super().__init__(authenticator, **options)
+
+
+def _iterates_plainly(cls: type[Client]) -> bool:
+    """Say whether nobody has put anything of their own into the path of a message."""
+    return cls.receive is Client.receive and cls.__aiter__ is Client.__aiter__ and receives_plainly(cls)
+
+
+def _store_nothing(message: JsonObject) -> None:
+    pass
+
+
+def _storing_failed(message: JsonObject, error: Exception) -> ReplayError:
+    return ReplayError(
+        f"The replay marker of a message on {message.get('channel')} could not be stored: {error!r};"
+        " the next receive() gives this message again"
+    )
 
 
 def _check_api_version(api_version: str) -> None:
