@@ -1,0 +1,192 @@
+"""Imports point one way, and each module touches only what it is meant to touch."""
+
+import ast
+import importlib
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiocometd
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "aiosfstream"
+
+#: Each module and all that it may import from the package, from the bottom up: a module's imports
+#: stand above it. ``testing.*`` stands for the modules of the test server, which may import each
+#: other and nothing else, so that the server cannot share the client's mistakes.
+ARROWS: dict[str, set[str]] = {
+    "exceptions": set(),
+    "events": set(),
+    "_mailbox": set(),
+    "_reporter": {"events"},
+    "_http": {"exceptions"},
+    "_retry": {"_http", "exceptions"},
+    "_session": {"_retry", "_http", "events", "exceptions"},
+    "_transport": {"_session", "_retry", "_http", "_mailbox", "events", "exceptions"},
+    "_cometd": {"_transport", "_http", "_mailbox", "exceptions"},
+    "auth": {"_http", "exceptions"},
+    "replay": {"exceptions"},
+    "client": {
+        "auth",
+        "replay",
+        "_cometd",
+        "_transport",
+        "_session",
+        "_retry",
+        "_http",
+        "_mailbox",
+        "_reporter",
+        "events",
+        "exceptions",
+    },
+    "storages": set(),
+    "storages.sqlite": {"replay", "exceptions"},
+    "storages.redis": {"replay", "exceptions"},
+    "__init__": {"auth", "client", "events", "exceptions", "replay", "storages.sqlite"},
+    "testing.*": {"testing.*"},
+    "testing.conformance": {"replay", "exceptions"},
+    "pytest_plugin": {"testing.*"},
+    "_import_markers": {"__init__", "replay", "exceptions"},
+    "_login": {"auth", "_http", "exceptions"},
+    "__main__": {
+        "__init__",
+        "auth",
+        "client",
+        "events",
+        "exceptions",
+        "replay",
+        "storages.sqlite",
+        "storages.redis",
+        "testing.*",
+        "_import_markers",
+        "_login",
+    },
+}
+
+#: The session and the delays are decided without I/O, clock or event loop.
+PURE = {
+    "_retry": {"asyncio", "aiohttp", "time", "socket", "threading"},
+    "_session": {"asyncio", "aiohttp", "time", "socket", "threading"},
+    "events": {"asyncio", "aiohttp", "time"},
+    "exceptions": {"asyncio", "aiohttp", "time"},
+}
+
+SOURCES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+MODULES = {name.removesuffix(".__init__"): path for name, path in SOURCES.items()}
+
+
+def place(module: str) -> str:
+    """Return the row of the table that *module* belongs to."""
+    if module not in ARROWS and (module == "testing" or module.startswith("testing.")):
+        return "testing.*"
+    return module
+
+
+def imported(module: str) -> Iterator[str]:
+    """Yield the modules that *module* imports, as absolute dotted names."""
+    path = MODULES[module]
+    package = ["aiosfstream", *path.relative_to(PACKAGE).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, node.module or ""]).rstrip(".")
+            for alias in node.names:
+                name = f"{base}.{alias.name}"
+                yield name if name.removeprefix("aiosfstream.") in MODULES else base
+
+
+def top_level(module: str) -> set[str]:
+    """Return the distributions and parts of the standard library that *module* imports."""
+    return {name.partition(".")[0] for name in imported(module)}
+
+
+def internal_imports(module: str) -> set[str]:
+    """Return the rows of the table that *module* imports from."""
+    internal = {name for name in imported(module) if name.partition(".")[0] == "aiosfstream"}
+    return {place(name.partition(".")[2] or "__init__") for name in internal}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_what_stands_below_it(module: str) -> None:
+    assert place(module) in ARROWS, f"{module} has no place among the arrows: give it one"
+    allowed = ARROWS[place(module)]
+    assert internal_imports(module) - {place(module)} <= allowed, (
+        f"{module} may import {sorted(allowed)} only"
+    )
+
+
+def test_the_arrows_point_one_way() -> None:
+    above: set[str] = set()
+    for module, allowed in ARROWS.items():
+        assert allowed - {module} <= above | {"testing.*"}, f"{module} points upwards"
+        above.add(module)
+
+
+def test_the_table_names_no_module_that_is_gone() -> None:
+    assert set(ARROWS) - {"testing.*"} <= set(MODULES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_imports_the_command_line(module: str) -> None:
+    assert "aiosfstream.__main__" not in set(imported(module))
+
+
+@pytest.mark.parametrize(("module", "forbidden"), PURE.items())
+def test_a_pure_module_imports_no_io(module: str, forbidden: set[str]) -> None:
+    assert top_level(module).isdisjoint(forbidden)
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "pytest_plugin"])
+def test_pytest_is_needed_by_its_plugin_alone(module: str) -> None:
+    assert "pytest" not in top_level(module)
+
+
+def is_private(name: str) -> bool:
+    """Tell whether *name* begins with one underscore."""
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_names(tree: ast.AST) -> set[str]:
+    """Return the underscore names that the code in *tree* reads, sets or defines on an object."""
+    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    names |= {
+        node.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    return {name for name in names if is_private(name)}
+
+
+#: The underscore names of the classes of aiocometd that this package derives from.
+AIOCOMETD_PRIVATE = private_names(ast.parse(inspect.getsource(aiocometd.Client)))
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "_cometd"])
+def test_only_one_module_uses_the_underscore_names_of_aiocometd(module: str) -> None:
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    for name in imported(module):
+        head, *parts = name.split(".")
+        if head == "aiocometd":
+            assert not any(is_private(part) for part in parts), f"{module} imports {name}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and derives_from_client(module, node.name):
+            assert private_names(node).isdisjoint(AIOCOMETD_PRIVATE)
+
+
+def derives_from_client(module: str, name: str) -> bool:
+    """Tell whether the class *name* of *module* derives from aiocometd's client."""
+    if place(module) not in ("client", "_transport", "_session", "auth", "replay"):
+        return False
+    found = getattr(importlib.import_module(f"aiosfstream.{module}"), name, None)
+    return inspect.isclass(found) and issubclass(found, aiocometd.Client)
+
+
+def test_the_client_is_among_the_classes_looked_at() -> None:
+    assert derives_from_client("client", "Client")
+    assert derives_from_client("client", "SalesforceStreamingClient")
+    assert {"_get_message", "_negotiate_transport", "_incoming_queue"} <= AIOCOMETD_PRIVATE
