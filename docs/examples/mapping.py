@@ -1,0 +1,24 @@
+"""Keep the markers in a mapping: a dict for as long as the program runs, or a shelf."""
+
+import asyncio
+import os
+import shelve
+
+from aiosfstream import Client, ClientCredentialsAuthenticator
+
+
+async def main() -> None:
+    authenticator = ClientCredentialsAuthenticator(
+        os.environ["SALESFORCE_CONSUMER_KEY"],
+        os.environ["SALESFORCE_CONSUMER_SECRET"],
+        login_url=os.environ["SALESFORCE_LOGIN_URL"],
+    )
+    with shelve.open("markers") as markers:
+        async with Client(authenticator, replay=markers) as client:
+            await client.subscribe("/event/Low_Ink__e")
+            async for message in client:
+                print(message["data"]["payload"])
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,256 @@
+"""The documentation tells the truth: its examples run, and it has every public name."""
+
+import asyncio
+import importlib.util
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import aiosfstream
+from aiosfstream.testing import StreamingServer
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+EXAMPLES = DOCS / "examples"
+PAGES = sorted(path for path in DOCS.rglob("*.rst") if "_build" not in path.parts)
+CHANNEL = "/event/Low_Ink__e"
+PATIENCE = 20
+
+
+class Run:
+    """An example that runs in this event loop, and what it prints."""
+
+    def __init__(self, name: str, server: StreamingServer) -> None:
+        self.server = server
+        self.lines: asyncio.Queue[str] = asyncio.Queue()
+        self.module = load(name)
+        vars(self.module)["print"] = self.print
+        self.task = asyncio.create_task(self.module.main())
+
+    def print(self, *values: object) -> None:
+        """Stand in for the example's ``print``."""
+        self.lines.put_nowait(" ".join(map(str, values)))
+
+    async def line(self) -> str:
+        """Return the next line that the example prints; raise what ends it before."""
+        getter = asyncio.create_task(self.lines.get())
+        await asyncio.wait(
+            {getter, self.task}, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED
+        )
+        if getter.done():
+            return getter.result()
+        getter.cancel()
+        if self.task.done():
+            self.task.result()
+        raise AssertionError("the example prints nothing")
+
+    async def subscribed(self, channel: str = CHANNEL) -> None:
+        """Wait until the example is subscribed to *channel* and waits for events."""
+        server = self.server
+        await server.wait_for(
+            lambda: bool(server.subscriptions(channel)) and server.held_connects > 0,
+            timeout=PATIENCE,
+        )
+
+    async def stop(self) -> None:
+        """End the example as Ctrl-C does."""
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
+def load(name: str) -> ModuleType:
+    """Import an example afresh."""
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+async def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[StreamingServer]:
+    """Start an org whose credentials are in the environment, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    async with StreamingServer() as server:
+        monkeypatch.setenv("SALESFORCE_CONSUMER_KEY", server.consumer_key)
+        monkeypatch.setenv("SALESFORCE_CONSUMER_SECRET", server.consumer_secret)
+        monkeypatch.setenv("SALESFORCE_LOGIN_URL", server.login_url)
+        yield server
+        assert server.violations == []
+
+
+def ink(level: float | None) -> dict[str, Any]:
+    """Return the fields of a sample event."""
+    return {"Ink_Percentage__c": level}
+
+
+def test_every_example_that_a_page_shows_exists() -> None:
+    shown = set()
+    for page in PAGES:
+        for target in re.findall(r"literalinclude:: (\S+)", page.read_text(encoding="utf-8")):
+            path = (page.parent / target).resolve()
+            assert path.is_file(), f"{page.name} shows {target}, which is not there"
+            assert path.parent == EXAMPLES
+            shown.add(path)
+    assert shown == set(EXAMPLES.glob("*.py")), "an example is shown nowhere"
+
+
+def test_every_example_is_run_by_a_test() -> None:
+    tests = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")]
+    for example in EXAMPLES.glob("*.py"):
+        assert any(f'"{example.stem}"' in text or f"{example.name}" in text for text in tests), (
+            f"no test runs {example.name}"
+        )
+
+
+@pytest.mark.parametrize("name", aiosfstream.__all__)
+def test_every_public_name_is_in_the_reference(name: str) -> None:
+    page = (DOCS / "api.rst").read_text(encoding="utf-8")
+    assert re.search(rf"^\.\. auto\w+:: {name}$", page, re.MULTILINE), f"api.rst lacks {name}"
+
+
+def test_the_program_in_the_readme_is_the_quickstart() -> None:
+    readme = (ROOT / "README.rst").read_text(encoding="utf-8")
+    blocks = re.findall(r"\.\. code-block:: python\n\n((?:    .*\n|\n)+)", readme)
+    short, whole = (re.sub(r"^    ", "", block, flags=re.MULTILINE).strip() for block in blocks)
+    quickstart = (EXAMPLES / "quickstart.py").read_text(encoding="utf-8")
+    assert whole == quickstart.strip()
+    assert re.sub(r"^", "    ", short, flags=re.MULTILINE) in quickstart
+
+
+def test_the_files_that_the_readme_names_exist() -> None:
+    readme = (ROOT / "README.rst").read_text(encoding="utf-8")
+    named = re.findall(r"[\w./]+\.(?:py|rst)\b", readme)
+    assert {"scripts/test.py", "docs/howto/authentication.rst"} <= set(named)
+    for name in named:
+        assert (ROOT / name).is_file(), f"README.rst names {name}, which is not there"
+
+
+async def test_quickstart(server: StreamingServer) -> None:
+    run = Run("quickstart", server)
+    await run.subscribed()
+    server.publish(CHANNEL, ink(0.2))
+    assert "0.2" in await run.line()
+    await run.stop()
+    assert not server.sessions, "it left without a goodbye"
+
+
+@pytest.mark.parametrize("name", ["resume", "mapping"])
+async def test_a_later_run_goes_on_where_the_one_before_stopped(
+    server: StreamingServer, name: str
+) -> None:
+    first = Run(name, server)
+    await first.subscribed()
+    server.publish(CHANNEL, ink(0.1))
+    assert "0.1" in await first.line()
+    await first.stop()
+    server.publish(CHANNEL, ink(0.2))
+    second = Run(name, server)
+    assert "0.2" in await second.line()
+    await second.stop()
+
+
+async def test_resume_starts_anew_when_the_marker_is_too_old(server: StreamingServer) -> None:
+    first = Run("resume", server)
+    await first.subscribed()
+    server.publish(CHANNEL, ink(0.1))
+    assert "0.1" in await first.line()
+    await first.stop()
+    server.publish(CHANNEL, ink(0.2))
+    server.discard_events()
+    server.publish(CHANNEL, ink(0.3))
+    second = Run("resume", server)
+    assert "0.3" in await second.line()
+    await second.stop()
+
+
+async def test_manual_policy_repeats_what_was_not_processed(server: StreamingServer) -> None:
+    first = Run("manual_policy", server)
+    await first.subscribed()
+    server.publish(CHANNEL, ink(0.1))
+    assert "0.1" in await first.line()
+    server.publish(CHANNEL, ink(None))
+    with pytest.raises(ValueError, match="no ink level"):
+        await asyncio.wait_for(first.task, PATIENCE)
+    second = Run("manual_policy", server)
+    with pytest.raises(ValueError, match="no ink level"):
+        await asyncio.wait_for(second.task, PATIENCE)
+    assert second.lines.empty(), "what was processed is not repeated"
+
+
+async def test_start_points(server: StreamingServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    change = {"ChangeEventHeader": {"entityName": "Account", "changeType": "CREATE"}}
+    server.publish(CHANNEL, ink(0.1))
+    seen = server.publish("/event/Order__e", {"Number__c": 1})
+    missed = server.publish("/event/Order__e", {"Number__c": 2})
+    retained = server.publish("/data/AccountChangeEvent", change)
+    monkeypatch.setenv("LAST_ORDER", str(seen))
+    run = Run("start_points", server)
+    lines = {await run.line(), await run.line()}
+    assert lines == {f"/event/Order__e {missed}", f"/data/AccountChangeEvent {retained}"}
+    await run.subscribed()
+    new = server.publish(CHANNEL, ink(0.2))
+    assert await run.line() == f"{CHANNEL} {new}"
+    await run.stop()
+
+
+async def test_errors_tells_of_a_lost_connection_and_goes_on(server: StreamingServer) -> None:
+    run = Run("errors", server)
+    await run.subscribed()
+    first = server.publish(CHANNEL, ink(0.1))
+    assert await run.line() == f"event {first}"
+    server.pause()
+    server.cut_connections()
+    assert (await run.line()).startswith("no connection: ")
+    server.resume()
+    second = server.publish(CHANNEL, ink(0.2))
+    assert await next_that(run, "event") == f"event {second}"
+    await run.stop()
+
+
+async def test_errors_tells_of_a_channel_that_is_lost(server: StreamingServer) -> None:
+    run = Run("errors", server)
+    await run.subscribed()
+    server.publish(CHANNEL, ink(0.1))
+    assert (await run.line()).startswith("event")
+    server.discard_events()
+    server.expire_sessions()
+    server.cut_connections()
+    assert CHANNEL in await next_that(run, "refused")
+    await run.stop()
+
+
+async def next_that(run: Run, start: str) -> str:
+    """Return the next line that begins with *start*."""
+    while True:
+        line = await run.line()
+        if line.startswith(start):
+            return line
+
+
+async def test_timeout(server: StreamingServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATIENCE", "0.1")
+    run = Run("timeout", server)
+    assert await run.line() == "nothing new, connected"
+    server.publish(CHANNEL, ink(0.2))
+    assert "0.2" in await next_that(run, "{")
+    await run.stop()
+
+
+async def test_observe(server: StreamingServer) -> None:
+    run = Run("observe", server)
+    await run.subscribed()
+    server.publish(CHANNEL, ink(0.1))
+    assert await run.line() == "connected"
+    assert "0.1" in await run.line()
+    server.expire_sessions()
+    server.cut_connections()
+    assert await next_that(run, "session renewed") == "session renewed"
+    assert await next_that(run, "channel resumed") == f"channel resumed {CHANNEL}"
+    await run.stop()
+    assert await next_that(run, "closed") == "closed"
