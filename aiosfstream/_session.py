@@ -959,7 +959,7 @@ def _answers(message: JsonObject, request: JsonObject) -> bool:
     if message.get("channel", request["channel"]) != request["channel"]:
         return False
     if message.get("id") is not None:
-        return str(message["id"]) == request["id"]
+        return str(message["id"]) == str(request["id"])
     return any(name in message for name in ("successful", "error", "advice"))
 
 
