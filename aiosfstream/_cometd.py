@@ -139,7 +139,11 @@ class BaseClient(CometdClient):
 
     def _discard_messages(self) -> None:
         if self.has_pending_messages:
-            LOGGER.warning("Opening anew: %d messages that were not received are dropped", self.pending_count)
+            LOGGER.warning(
+                "Opening anew: %d messages that were not received are dropped", self.pending_count
+            )
+        if self._mailbox is not None:
+            self._mailbox.discard()
         self._incoming_queue = None
         self._transport = None
 
@@ -178,13 +182,17 @@ class BaseClient(CometdClient):
             if mailbox:
                 continue
             if mailbox.closed:
-                raise ClientInvalidOperation("The client is closed and there are no pending messages.")
+                raise ClientInvalidOperation(
+                    "The client is closed and there are no pending messages."
+                )
             await self._check_server_disconnected()
             transport.try_again()
             await mailbox.changed(self._time_left(transport, connection_timeout))
 
     @staticmethod
-    def _time_left(transport: LongPollingTransport, connection_timeout: float | None) -> float | None:
+    def _time_left(
+        transport: LongPollingTransport, connection_timeout: float | None
+    ) -> float | None:
         deadline = transport.loss_deadline(connection_timeout)
         if deadline is None:
             return None

@@ -109,7 +109,9 @@ async def post(
         ) as response:
             content = await _read(response)
             if content is None:
-                return _failure(Trouble.LOST, url, f"answered with more than {MAX_ANSWER_SIZE} bytes")
+                return _failure(
+                    Trouble.LOST, url, f"answered with more than {MAX_ANSWER_SIZE} bytes"
+                )
             return Answer(url, response.status, response.headers, content)
     except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
         return _failed(url, error)
@@ -250,7 +252,9 @@ def dump_json(value: Any, dumps: Dumper) -> bytes:
         text = dumps(value)
         return text if isinstance(text, bytes) else text.encode()
     except Exception as error:
-        raise TransportError(f"The message cannot be sent, it is not serialisable: {error}") from error
+        raise TransportError(
+            f"The message cannot be sent, it is not serialisable: {error}"
+        ) from error
 
 
 def bayeux_messages(answer: Answer, loads: Loader, secret: str = "") -> list[JsonObject] | Failure:
@@ -282,7 +286,10 @@ def _messages(body: bytes, loads: Loader) -> list[JsonObject]:
         return []
     if isinstance(value, dict):
         value = [value]
-    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+    # By way of the set, since this looks at every event.
+    if not isinstance(value, list) or not all(
+        issubclass(kind, dict) for kind in set(map(type, value))
+    ):
         return []
     return value if all(value) else []
 

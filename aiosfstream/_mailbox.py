@@ -59,17 +59,19 @@ class Mailbox(Signal):
         self.limit = limit
         #: Whether no more will come. What is in it can still be taken.
         self.closed = False
-        self._items: deque[JsonObject | Exception] = deque()
+        #: Messages and errors. Read by the hot path, which takes messages out of it directly.
+        self.items: deque[JsonObject | Exception] = deque()
         self._errors = 0
-        self._room: asyncio.Future[None] | None = None
+        #: What fetching waits for while it is suspended, otherwise None.
+        self.suspends: asyncio.Future[None] | None = None
 
     def __len__(self) -> int:
         """Give the number of messages; errors are not counted."""
-        return len(self._items) - self._errors
+        return len(self.items) - self._errors
 
     def qsize(self) -> int:
         """Give the number of messages, under the name that aiocometd's client asks for."""
-        return len(self._items) - self._errors
+        return len(self.items) - self._errors
 
     @property
     def has_errors(self) -> bool:
@@ -83,12 +85,12 @@ class Mailbox(Signal):
 
     def extend(self, messages: Iterable[JsonObject]) -> None:
         """Add messages, more than the limit if need be, and wake the reader."""
-        self._items.extend(messages)
+        self.items.extend(messages)
         self.wake()
 
     def fail(self, error: Exception) -> None:
         """Add an error behind the messages that are there, to be raised once."""
-        self._items.append(error)
+        self.items.append(error)
         self._errors += 1
         self.wake()
 
@@ -98,39 +100,46 @@ class Mailbox(Signal):
         :return: the message, or None if there is none
         :raises Exception: the error that stands next
         """
-        if not self._items:
+        if not self.items:
             return None
-        item = self._items.popleft()
+        item = self.items.popleft()
         if isinstance(item, Exception):
             self._errors -= 1
             raise item
-        room = self._room
-        if room is not None and not self.full:
-            self._room = None
-            _resolve(room)
+        if self.suspends is not None:
+            self.make_room()
         return item
+
+    def make_room(self) -> None:
+        """Let fetching go on, if enough has been taken."""
+        if self.suspends is not None and not self.full:
+            _resolve(self.suspends)
 
     def put_back(self, message: JsonObject) -> None:
         """Return a message that was taken and not delivered, to be the next again."""
-        self._items.appendleft(message)
+        self.items.appendleft(message)
         self.wake()
 
     async def room(self) -> None:
         """Wait until the mailbox is not full. One task may wait at a time."""
         while self.full and not self.closed:
-            self._room = asyncio.get_running_loop().create_future()
+            self.suspends = asyncio.get_running_loop().create_future()
             try:
-                await self._room
+                await self.suspends
             finally:
-                self._room = None
+                self.suspends = None
 
     def close(self) -> None:
         """Take no more. Errors are dropped: who has closed need not be told what failed before."""
         self.closed = True
         if self._errors:
-            self._items = deque(item for item in self._items if not isinstance(item, Exception))
+            self.items = deque(item for item in self.items if not isinstance(item, Exception))
             self._errors = 0
-        room, self._room = self._room, None
-        if room is not None:
-            _resolve(room)
+        if self.suspends is not None:
+            _resolve(self.suspends)
         self.wake()
+
+    def discard(self) -> None:
+        """Forget what is in it."""
+        self.items.clear()
+        self._errors = 0

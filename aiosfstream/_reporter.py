@@ -71,4 +71,6 @@ class Reporter:
         try:
             self._observer(event)
         except Exception:
-            LOGGER.exception("The observer failed for %s; the connection is not affected", event.kind.value)
+            LOGGER.exception(
+                "The observer failed for %s; the connection is not affected", event.kind.value
+            )

@@ -52,14 +52,17 @@ _TROUBLE: Final = {
 }
 
 # Error texts change between Salesforce releases: only the words that carry the meaning are matched.
-_SESSION_GONE: Final = re.compile(r"unknown.client|not completed handshake|session.unknown|unknown.session", re.I)
+_SESSION_GONE: Final = re.compile(
+    r"unknown.client|not completed handshake|session.unknown|unknown.session", re.I
+)
 _COOKIE: Final = re.compile(r"cookie present|authenticated user id does not match", re.I)
 _CONNECTION_LIMIT: Final = re.compile(r"concurrent user limit|simultaneous connections", re.I)
 _ANY_LIMIT: Final = re.compile(r"limit (has been )?exceeded", re.I)
 # "400::The replayId {82} you provided was invalid. ..." and "400::The replayId for channel {/topic/x}
 # wasn't found using the provided replay ID map {{}}. ..."
 _REPLAY: Final = re.compile(
-    r"the replay\s?id\b.*(you provided was invalid|wasn.t found using the provided replay)", re.I | re.S
+    r"the replay\s?id\b.*(you provided was invalid|wasn.t found using the provided replay)",
+    re.I | re.S,
 )
 
 

@@ -319,7 +319,11 @@ class Session:
     def _message(self, channel: str, **fields: Any) -> JsonObject:
         # Never reset: an answer of an earlier session must not fit a request of this one.
         self._message_id += 1
-        return {"channel": str(getattr(channel, "value", channel)), "id": str(self._message_id), **fields}
+        return {
+            "channel": str(getattr(channel, "value", channel)),
+            "id": str(self._message_id),
+            **fields,
+        }
 
     @staticmethod
     def stamp(message: JsonObject, subscription: Subscription) -> None:
@@ -455,7 +459,8 @@ class Session:
             self._strangers.add(channel)
             LOGGER.warning(
                 "An event arrived on %.100s, which belongs to no subscription or to several: it is"
-                " delivered, but cannot be resumed from", channel
+                " delivered, but cannot be resumed from",
+                channel,
             )
 
     def _limit_memory(self, count: int) -> None:
@@ -511,11 +516,15 @@ class Session:
         self._to_resubscribe = list(self.subscriptions.values())
         for subscription in self._to_resubscribe:
             subscription.fell_back = False
-        self._enter(State.RESUBSCRIBING if self._to_resubscribe else State.CONNECTING, "handshake done")
+        self._enter(
+            State.RESUBSCRIBING if self._to_resubscribe else State.CONNECTING, "handshake done"
+        )
         if not self.opening:
             self._report(ConnectionEvent(ConnectionEventKind.SESSION_RENEWED))
 
-    def connect_done(self, result: JsonObject | Failure, events: int, elapsed: float, now: float) -> None:
+    def connect_done(
+        self, result: JsonObject | Failure, events: int, elapsed: float, now: float
+    ) -> None:
         """Take the outcome of a connect.
 
         :param result: the reply, or why there is none
@@ -528,7 +537,12 @@ class Session:
             return
         self.last_connect = result
         verdict = judge_reply(result)
-        if self._server_left and verdict in (Verdict.PROCEED, Verdict.RETRY, Verdict.STOP, Verdict.RENEW):
+        if self._server_left and verdict in (
+            Verdict.PROCEED,
+            Verdict.RETRY,
+            Verdict.STOP,
+            Verdict.RENEW,
+        ):
             self._farewell(result, now)
         elif verdict is Verdict.PROCEED:
             self._connected(now)
@@ -560,7 +574,9 @@ class Session:
             self._hasty_answers = 0
             return 0.0
         self._hasty_answers += 1
-        return 0.0 if self._hasty_answers < 3 else min(5.0, 0.05 * 2.0 ** min(self._hasty_answers, 10))
+        return (
+            0.0 if self._hasty_answers < 3 else min(5.0, 0.05 * 2.0 ** min(self._hasty_answers, 10))
+        )
 
     def next_to_resubscribe(self, now: float) -> Subscription | None:
         """Give the next channel to subscribe again, with the id to resume from, or None if all are."""
@@ -650,7 +666,9 @@ class Session:
         )
         self.errors.append(error)
         self._report(
-            ConnectionEvent(ConnectionEventKind.CHANNEL_LOST, channel=subscription.channel, error=error)
+            ConnectionEvent(
+                ConnectionEventKind.CHANNEL_LOST, channel=subscription.channel, error=error
+            )
         )
 
     def crashed(self, error: TransportError) -> None:
@@ -692,12 +710,15 @@ class Session:
         if self.state is not State.PARKED:
             return
         self._delay = min(
-            self._policy.refused_cap, self._policy.refused_initial * 2.0 ** min(self._refusals - 1, 40)
+            self._policy.refused_cap,
+            self._policy.refused_initial * 2.0 ** min(self._refusals - 1, 40),
         )
         self._refused_wait = True
         self._relogins = 0
         needs_token = isinstance(self.last_error, AuthenticationError)
-        self._enter(State.NO_TOKEN if needs_token else State.NO_SESSION, "the application asks again")
+        self._enter(
+            State.NO_TOKEN if needs_token else State.NO_SESSION, "the application asks again"
+        )
 
     # Requests beside the connect
 
@@ -715,7 +736,9 @@ class Session:
         self._index()
         return subscription
 
-    def subscribe_done(self, subscription: Subscription, result: JsonObject | Failure | None) -> bool:
+    def subscribe_done(
+        self, subscription: Subscription, result: JsonObject | Failure | None
+    ) -> bool:
         """Take the outcome of an explicit subscription.
 
         :param result: the reply or failure; None if it was given up
@@ -903,7 +926,11 @@ class Session:
         self._enter(State.PARKED, error)
         self.errors.append(error)
         storage = isinstance(error, ReplayError)
-        kind = ConnectionEventKind.STORAGE_FAILED if storage else ConnectionEventKind.AUTHENTICATION_FAILED
+        kind = (
+            ConnectionEventKind.STORAGE_FAILED
+            if storage
+            else ConnectionEventKind.AUTHENTICATION_FAILED
+        )
         self._report(ConnectionEvent(kind, error=error))
 
     def _stop(self, error: Exception) -> None:
@@ -972,7 +999,11 @@ def _completed(message: JsonObject, request: JsonObject) -> JsonObject:
     message["channel"] = request["channel"]
     message["id"] = request["id"]
     if not isinstance(message.get("successful"), bool):
-        strict = request["channel"] in (MetaChannel.HANDSHAKE, MetaChannel.CONNECT, MetaChannel.SUBSCRIBE)
+        strict = request["channel"] in (
+            MetaChannel.HANDSHAKE,
+            MetaChannel.CONNECT,
+            MetaChannel.SUBSCRIBE,
+        )
         message["successful"] = not strict and not message.get("error")
     if "subscription" in request:
         message.setdefault("subscription", request["subscription"])
@@ -985,7 +1016,9 @@ def _refusal(reply: JsonObject) -> ServerError:
 
 def _refused_again(error: Exception) -> Exception:
     """Turn the refusal of a new token into the error that tells so."""
-    if isinstance(error, ServerError) or (isinstance(error, TransportError) and error.status == 401):
+    if isinstance(error, ServerError) or (
+        isinstance(error, TransportError) and error.status == 401
+    ):
         refused = AuthenticationError(
             "Authentication failed: the server refuses a token that it has just issued; check that the"
             f" user may use the API and the Streaming API, and the session settings. {error}"

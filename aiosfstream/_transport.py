@@ -266,7 +266,9 @@ class LongPollingTransport(Transport):
                 await self._take(self._session.next_step())
         except Exception as bug:
             LOGGER.exception("The connection ends because of an unexpected error")
-            error = TransportError(f"The connection has ended because of an unexpected error: {bug!r}")
+            error = TransportError(
+                f"The connection has ended because of an unexpected error: {bug!r}"
+            )
             error.__cause__ = bug
             self._session.crashed(error)
         self._pass_on()
@@ -339,10 +341,15 @@ class LongPollingTransport(Transport):
 
     def _check_replay_support(self, reply: JsonObject) -> None:
         ext = reply.get("ext")
-        if self._session.opening and reply["successful"] and not (isinstance(ext, dict) and ext.get("replay")):
+        if (
+            self._session.opening
+            and reply["successful"]
+            and not (isinstance(ext, dict) and ext.get("replay"))
+        ):
             LOGGER.warning(
                 "The server %s does not announce the replay extension: what is published while the"
-                " connection is lost may be missed", self._url
+                " connection is lost may be missed",
+                self._url,
             )
 
     async def _resubscribe(self) -> None:
@@ -454,7 +461,9 @@ class LongPollingTransport(Transport):
             except ReplayError as error:
                 if not known:
                     raise
-                LOGGER.warning("The replay storage fails, going on with the id in memory: %s", error)
+                LOGGER.warning(
+                    "The replay storage fails, going on with the id in memory: %s", error
+                )
             except AiosfstreamException:
                 raise
             except Exception as error:
@@ -484,7 +493,9 @@ class LongPollingTransport(Transport):
             self._url,
             body,
             headers,
-            timeout=self._timeout(hold) if timeout is None else aiohttp.ClientTimeout(total=timeout),
+            timeout=self._timeout(hold)
+            if timeout is None
+            else aiohttp.ClientTimeout(total=timeout),
             ssl=self._settings.ssl,
         )
 

@@ -72,9 +72,7 @@ TokenCallback = Callable[[str], "Awaitable[None] | None"]
 
 
 @contextmanager
-def lend_session(
-    session: aiohttp.ClientSession, ssl: SSLValidationMode | None
-) -> Iterator[None]:
+def lend_session(session: aiohttp.ClientSession, ssl: SSLValidationMode | None) -> Iterator[None]:
     """Let token requests made in the block use a client's session, with its proxy and its TLS.
 
     :param session: the session
@@ -164,7 +162,9 @@ class AuthenticatorBase(AuthExtension):
         """
         authorization = self.authorization
         if authorization is None:
-            raise AuthenticationError("Unauthorized: send no requests without authenticating first.")
+            raise AuthenticationError(
+                "Unauthorized: send no requests without authenticating first."
+            )
         headers["Authorization"] = authorization
 
     async def incoming(self, payload: Payload, headers: Headers | None = None) -> None:
@@ -357,7 +357,9 @@ class SecretMixin(AuthenticatorBase):
 
     def __repr__(self) -> str:
         """Name the consumer key; nothing secret."""
-        return f"{type(self).__name__}(consumer_key={self.client_id!r}, login_url={self._login_url!r})"
+        return (
+            f"{type(self).__name__}(consumer_key={self.client_id!r}, login_url={self._login_url!r})"
+        )
 
     def _secrets(self) -> tuple[str, ...]:
         return (self.client_secret,)
@@ -633,9 +635,7 @@ class AccessTokenAuthenticator(AuthenticatorBase):
     :raises ValueError: if *instance_url* is not https
     """
 
-    def __init__(
-        self, instance_url: str, access_token: str | Callable[[], Awaitable[str]]
-    ) -> None:
+    def __init__(self, instance_url: str, access_token: str | Callable[[], Awaitable[str]]) -> None:
         super().__init__(login_url=instance_url)
         self._source = access_token
 
@@ -681,16 +681,24 @@ def normalize_login_url(url: str) -> str:
     """
     text = url.strip() if isinstance(url, str) else ""
     if not text:
-        raise ValueError("login_url should be a URL such as 'https://MyDomainName.my.salesforce.com'")
+        raise ValueError(
+            "login_url should be a URL such as 'https://MyDomainName.my.salesforce.com'"
+        )
     parts = urlsplit(text if "://" in text else f"https://{text}")
     host = (parts.hostname or "").lower()
     if not host or parts.query or parts.fragment or parts.username is not None:
-        raise ValueError(f"login_url should be a host with nothing but a path behind it, not {url!r:.200}")
+        raise ValueError(
+            f"login_url should be a host with nothing but a path behind it, not {url!r:.200}"
+        )
     if not is_secure(parts.geturl()):
-        raise ValueError(f"login_url should be an https URL, since a password goes there: {url!r:.200}")
+        raise ValueError(
+            f"login_url should be an https URL, since a password goes there: {url!r:.200}"
+        )
     better = _my_domain_of(host)
     if better is not None:
-        raise ValueError(f"{host} is a host of the user interface, nobody can log in there: use {better}")
+        raise ValueError(
+            f"{host} is a host of the user interface, nobody can log in there: use {better}"
+        )
     return f"{parts.scheme}://{parts.netloc}{parts.path.removesuffix(TOKEN_PATH).rstrip('/')}"
 
 
@@ -770,7 +778,7 @@ _ADVICE: Final = (
     ),
     (
         r"user hasn.t approved this consumer",
-        "Pre-authorize the user: set the app's policy to \"Admin approved users are pre-authorized\" and add"
+        'Pre-authorize the user: set the app\'s policy to "Admin approved users are pre-authorized" and add'
         " the user's profile or permission set.",
     ),
     (
@@ -792,7 +800,7 @@ _ADVICE: Final = (
     ),
     (
         r"no client credentials user",
-        "Choose an execution user (\"Run As\") for the client credentials flow in the app's policies.",
+        'Choose an execution user ("Run As") for the client credentials flow in the app\'s policies.',
     ),
 )
 
@@ -806,7 +814,7 @@ _ADVICE_BY_CODE: Final = {
     "app_blocked": "An administrator has blocked the app; unblock it.",
     "app_not_found": "The app is not installed in this org.",
     "oauth_policy_not_found": "The app has no OAuth policy in this org; install it.",
-    "invalid_scope": "The app lacks the scope \"api\".",
+    "invalid_scope": 'The app lacks the scope "api".',
     "inactive_user": "The user is deactivated.",
     "inactive_org": "The org is locked, closed or suspended; contact Salesforce.",
 }
@@ -841,7 +849,9 @@ def _load_private_key(private_key: str | bytes) -> Any:
         return RSAAlgorithm(RSAAlgorithm.SHA256).prepare_key(private_key)
     except Exception:
         # Not chained: the cause might quote the key.
-        raise ValueError("private_key should be an RSA private key in PEM format, without a passphrase") from None
+        raise ValueError(
+            "private_key should be an RSA private key in PEM format, without a passphrase"
+        ) from None
 
 
 async def _wait_uninterrupted(task: asyncio.Task[None], timeout: float) -> None:

@@ -28,7 +28,13 @@ from ._transport import REPLAY, LongPollingTransport, Settings
 from .auth import AuthenticatorBase, PasswordAuthenticator, lend_session
 from .events import ConnectionEvent, ConnectionEventKind
 from .exceptions import ClientInvalidOperation, ReplayError, translate_errors
-from .replay import ConstantReplayId, MappingStorage, ReplayMarker, ReplayMarkerStorage, ReplayOption
+from .replay import (
+    ConstantReplayId,
+    MappingStorage,
+    ReplayMarker,
+    ReplayMarkerStorage,
+    ReplayOption,
+)
 
 __all__ = [
     "API_VERSION",
@@ -148,7 +154,10 @@ class Client(BaseClient):
         self,
         authenticator: AuthenticatorBase,
         *,
-        replay: ReplayOption | ReplayMarkerStorage | MutableMapping[str, Any] | None = ReplayOption.NEW_EVENTS,
+        replay: ReplayOption
+        | ReplayMarkerStorage
+        | MutableMapping[str, Any]
+        | None = ReplayOption.NEW_EVENTS,
         replay_fallback: ReplayOption | None = None,
         replay_storage_policy: ReplayMarkerStoragePolicy = ReplayMarkerStoragePolicy.AUTOMATIC,
         connection_timeout: float | None = 10.0,
@@ -206,7 +215,9 @@ class Client(BaseClient):
         self._poll_timeout = poll_timeout
         self._report = Reporter(observer)
         self._turn = Turn()
-        LOGGER.debug("Client created with replay storage %r, replay fallback %r", storage, replay_fallback)
+        LOGGER.debug(
+            "Client created with replay storage %r, replay fallback %r", storage, replay_fallback
+        )
 
     def __repr__(self) -> str:
         """Name what identifies the client; nothing secret."""
@@ -266,7 +277,9 @@ class Client(BaseClient):
             LOGGER.debug("Authenticating using %r", self.authenticator)
             with lend_session(http_session, self.ssl):
                 await self.authenticator.authenticate()
-            LOGGER.info("Successfully authenticated. Instance URL: %r", self.authenticator.instance_url)
+            LOGGER.info(
+                "Successfully authenticated. Instance URL: %r", self.authenticator.instance_url
+            )
             self.url = self._endpoint()
             await super().open()
 
@@ -305,7 +318,9 @@ class Client(BaseClient):
         self.url = self._endpoint()
         return self.url
 
-    def _make_transport(self, mailbox: Mailbox, http_session: aiohttp.ClientSession) -> LongPollingTransport:
+    def _make_transport(
+        self, mailbox: Mailbox, http_session: aiohttp.ClientSession
+    ) -> LongPollingTransport:
         session = Session(
             choose_fallback=self._choose_fallback,
             overwrite=self.replay_storage._overwrite_with,
@@ -336,7 +351,9 @@ class Client(BaseClient):
     # Channels
 
     @translate_errors
-    async def subscribe(self, channel: str, *, replay: ReplayOption | ReplayMarker | int | str | None = None) -> None:
+    async def subscribe(
+        self, channel: str, *, replay: ReplayOption | ReplayMarker | int | str | None = None
+    ) -> None:
         """Subscribe to *channel*.
 
         If the replay id is refused and there is a ``replay_fallback``, it starts from that.
@@ -448,30 +465,33 @@ class Client(BaseClient):
         of them takes part in it.
         """
         while True:
-            store = self._direct_store()
-            mailbox, turn = self._mailbox, self._turn
+            store, mailbox, turn = self._direct_store(), self._mailbox, self._turn
             policy, storage = self.replay_storage_policy, self.replay_storage
-            while store is not None and mailbox is not None and not turn.taken:
-                message = mailbox.take()
-                if message is None:
-                    break
-                if "successful" in message:
-                    mailbox.put_back(message)
-                    break
-                try:
-                    store(message)
-                except ReplayError:
-                    mailbox.put_back(message)
-                    raise
-                except Exception as error:
-                    mailbox.put_back(message)
-                    raise _storing_failed(message, error) from error
-                yield message
-                # The application may have changed any of these meanwhile.
-                if self.replay_storage_policy is not policy or self.replay_storage is not storage:
-                    store = None
-                if self._mailbox is not mailbox:
-                    mailbox = None
+            if store is not None and mailbox is not None:
+                items = mailbox.items
+                while items and not turn.taken:
+                    message = items.popleft()
+                    # An error, or what aiocometd would turn into one, goes the long way.
+                    if message.__class__ is not dict or "successful" in message:
+                        items.appendleft(message)
+                        break
+                    if mailbox.suspends is not None:
+                        mailbox.make_room()
+                    try:
+                        store(message)
+                    except ReplayError:
+                        mailbox.put_back(message)
+                        raise
+                    except Exception as error:
+                        mailbox.put_back(message)
+                        raise _storing_failed(message, error) from error
+                    yield message
+                    # The application may have changed these meanwhile.
+                    if (
+                        self.replay_storage_policy is not policy
+                        or self.replay_storage is not storage
+                    ):
+                        break
             try:
                 message = await self.receive()
             except ClientInvalidOperation:
@@ -533,7 +553,11 @@ class SalesforceStreamingClient(Client):
 
 def _iterates_plainly(cls: type[Client]) -> bool:
     """Say whether nobody has put anything of their own into the path of a message."""
-    return cls.receive is Client.receive and cls.__aiter__ is Client.__aiter__ and receives_plainly(cls)
+    return (
+        cls.receive is Client.receive
+        and cls.__aiter__ is Client.__aiter__
+        and receives_plainly(cls)
+    )
 
 
 def _store_nothing(message: JsonObject) -> None:
@@ -549,7 +573,9 @@ def _storing_failed(message: JsonObject, error: Exception) -> ReplayError:
 
 def _check_api_version(api_version: str) -> None:
     if not isinstance(api_version, str) or not re.fullmatch(r"[1-9][0-9]{1,2}\.0", api_version):
-        raise ValueError(f"api_version should be a text such as {API_VERSION!r}, not {api_version!r}")
+        raise ValueError(
+            f"api_version should be a text such as {API_VERSION!r}, not {api_version!r}"
+        )
     if float(api_version) < MIN_API_VERSION:
         raise ValueError(
             f"api_version {api_version} is too old: replay needs {MIN_API_VERSION}.0, and older ones are retired"

@@ -158,7 +158,9 @@ class ServerError(AiosfstreamException, cometd.ServerError):
 
     def _error_parts(self) -> tuple[str | None, str | None, str | None]:
         parts = (self.error or "").split(":", 2)
-        code = parts[0] if len(parts[0]) == 3 and parts[0].isascii() and parts[0].isdigit() else None
+        code = (
+            parts[0] if len(parts[0]) == 3 and parts[0].isascii() and parts[0].isdigit() else None
+        )
         if len(parts) < 3:
             return code, None, None
         return code, parts[1], parts[2]

@@ -75,6 +75,31 @@ def should_store(stored: ReplayMarker | None, new: ReplayMarker) -> bool:
     return instant(stored.date) <= instant(new.date)
 
 
+#: Makes a marker in half the time that calling its class takes.
+make_marker: Final = tuple.__new__
+
+
+def date_and_id(message: JsonObject) -> tuple[str, Any]:
+    """Give date and replay id of an event that has the usual form, as fast as can be.
+
+    :param message: an event
+    :return: both, as :meth:`ReplayMarkerStorage.get_message_date` and the event have them
+    :raises KeyError: if it has another form
+    :raises TypeError: if it has another form
+    """
+    data = message["data"]
+    event = data["event"]
+    replay_id = event["replayId"]
+    if replay_id is None:
+        raise KeyError("replayId")
+    if "createdDate" in event:
+        return event["createdDate"], replay_id
+    payload = data["payload"]
+    if "ChangeEventHeader" in payload:
+        return str(payload["ChangeEventHeader"]["commitTimestamp"]), replay_id
+    return payload["CreatedDate"], replay_id
+
+
 def instant(date: object) -> float:
     """Give the seconds since the epoch of an event's date.
 
@@ -215,7 +240,9 @@ class ReplayMarkerStorage(Extension):
         except ReplayError:
             raise
         except Exception as error:
-            raise ReplayError(f"The replay marker of channel {key} could not be read: {error!r}") from error
+            raise ReplayError(
+                f"The replay marker of channel {key} could not be read: {error!r}"
+            ) from error
         if replay_id is not None:
             message.setdefault("ext", {})["replay"] = {key: replay_id}
 
@@ -248,7 +275,9 @@ class ReplayMarkerStorage(Extension):
         except ReplayError:
             raise
         except Exception as error:
-            raise ReplayError(f"The replay marker of channel {key} could not be stored: {error!r}") from error
+            raise ReplayError(
+                f"The replay marker of channel {key} could not be stored: {error!r}"
+            ) from error
         if forced:
             self._forced.pop(id(message), None)
 
@@ -269,7 +298,9 @@ class ReplayMarkerStorage(Extension):
                 return str(date)
         if not header and _is_date(payload.get("CreatedDate")):
             return str(payload["CreatedDate"])
-        raise ReplayError(f"No message creation date found in a message on {message.get('channel')}.")
+        raise ReplayError(
+            f"No message creation date found in a message on {message.get('channel')}."
+        )
 
     def _marker_of(self, message: JsonObject) -> ReplayMarker | None:
         replay_id = _dict(message.get("data"), "event").get("replayId")
@@ -435,42 +466,33 @@ class MappingStorage(ReplayMarkerStorage):
         self.mapping[subscription] = replay_marker
 
     def direct_store(self) -> Callable[[JsonObject], None] | None:
-        """Give :meth:`store_nowait`, unless a part of what it stands for has been replaced."""
-        return self.store_nowait if _is_plain(self) else None
+        """Give a function that stores a marker at once, unless a part of storing has been replaced."""
+        if not _is_plain(self):
+            return None
+        mapping, aliases, forced = self.mapping, self._aliases, self._forced
 
-    def store_nowait(self, message: JsonObject) -> None:
-        """Do what :meth:`extract_replay_id` does, without waiting.
+        def store(message: JsonObject) -> None:
+            try:
+                # The common case: a later event of the same kind, on its own channel.
+                date, replay_id = date_and_id(message)
+                channel = message["channel"]
+                stored = mapping[channel]
+                if (
+                    stored.__class__ is ReplayMarker
+                    and stored[0] <= date
+                    and len(stored[0]) == len(date)
+                    and stored[0][-1] == date[-1]
+                    and not forced
+                    and channel not in aliases
+                ):
+                    mapping[channel] = make_marker(ReplayMarker, (date, replay_id))
+                    return
+            except (KeyError, TypeError, IndexError):
+                # Anything out of the ordinary is looked at again, with care.
+                pass
+            _run_now(self.extract_replay_id(message))
 
-        :param message: an event
-        :raises ReplayError: if the mapping fails
-        """
-        try:
-            # The common case, measured: a later event of the same kind, on its own channel.
-            data = message["data"]
-            event = data["event"]
-            if "createdDate" in event:
-                date = event["createdDate"]
-            elif "ChangeEventHeader" in data["payload"]:
-                date = str(data["payload"]["ChangeEventHeader"]["commitTimestamp"])
-            else:
-                date = data["payload"]["CreatedDate"]
-            channel = message["channel"]
-            stored = self.mapping[channel]
-            if (
-                stored.__class__ is ReplayMarker
-                and len(stored[0]) == len(date)
-                and stored[0][-1:] == date[-1:]
-                and "" < stored[0] <= date
-                and event["replayId"] is not None
-                and not self.__dict__.get("_forced_messages")
-                and channel not in self._aliases
-            ):
-                self.mapping[channel] = tuple.__new__(ReplayMarker, (date, event["replayId"]))
-                return
-        except (KeyError, TypeError, IndexError, AttributeError):
-            # Anything out of the ordinary is looked at again, with care.
-            pass
-        _run_now(self.extract_replay_id(message))
+        return store
 
 
 class DefaultReplayIdMixin:
@@ -531,7 +553,9 @@ class ConstantReplayId(DefaultReplayIdMixin, ReplayMarkerStorage):
 
     def direct_store(self) -> Callable[[JsonObject], None] | None:
         """Give a function that does nothing, unless storing has been replaced."""
-        if type(self).extract_replay_id is ConstantReplayId.extract_replay_id and not _has_own(self):
+        if type(self).extract_replay_id is ConstantReplayId.extract_replay_id and not _has_own(
+            self
+        ):
             return _store_nothing
         return None
 
@@ -547,7 +571,9 @@ _PLAIN: Final = {name: getattr(MappingStorage, name) for name in _HOOKS}
 
 def _is_plain(storage: MappingStorage) -> bool:
     cls = type(storage)
-    return all(getattr(cls, name) is hook for name, hook in _PLAIN.items()) and not _has_own(storage)
+    return all(getattr(cls, name) is hook for name, hook in _PLAIN.items()) and not _has_own(
+        storage
+    )
 
 
 def _has_own(storage: ReplayMarkerStorage) -> bool:

@@ -16,7 +16,14 @@ from typing import Any, Final, TypeVar
 from aiocometd.typing import JsonObject
 
 from ..exceptions import ReplayError
-from ..replay import ReplayMarker, ReplayMarkerStorage, instant, should_store
+from ..replay import (
+    ReplayMarker,
+    ReplayMarkerStorage,
+    date_and_id,
+    instant,
+    make_marker,
+    should_store,
+)
 
 __all__ = ["SQLiteStorage"]
 
@@ -151,7 +158,9 @@ class SQLiteStorage(ReplayMarkerStorage):
         """
         uncommitted = self._uncommitted(subscription)
         stored = await self._in_thread(lambda: self._read(subscription))
-        if uncommitted is None or not (uncommitted.forced or should_store(stored, uncommitted.marker)):
+        if uncommitted is None or not (
+            uncommitted.forced or should_store(stored, uncommitted.marker)
+        ):
             return stored
         return uncommitted.marker
 
@@ -182,13 +191,37 @@ class SQLiteStorage(ReplayMarkerStorage):
             await self.flush()
 
     def direct_store(self) -> Callable[[JsonObject], None] | None:
-        """Give :meth:`store_nowait`, unless every marker is to be committed at once."""
+        """Give what puts a marker into the group, unless each is committed or storing is replaced."""
         plain = (
             type(self).extract_replay_id is SQLiteStorage.extract_replay_id
             and type(self).get_message_date is ReplayMarkerStorage.get_message_date
             and "extract_replay_id" not in self.__dict__
         )
-        return self.store_nowait if plain and not self._commit_each else None
+        if not plain or self._commit_each:
+            return None
+        aliases, forced = self._aliases, self._forced
+
+        def store(message: JsonObject) -> None:
+            try:
+                # The common case: the group has an earlier event of the same kind and channel.
+                date, replay_id = date_and_id(message)
+                waiting = self._pending[message["channel"]]
+                known = waiting.marker[0]
+                if (
+                    known <= date
+                    and len(known) == len(date)
+                    and known[-1] == date[-1]
+                    and not forced
+                    and message["channel"] not in aliases
+                ):
+                    waiting.marker = make_marker(ReplayMarker, (date, replay_id))
+                    return
+            except (KeyError, TypeError, IndexError):
+                # Anything out of the ordinary is looked at again, with care.
+                pass
+            self.store_nowait(message)
+
+        return store
 
     def store_nowait(self, message: JsonObject) -> None:
         """Put the marker of a message into the group that is committed next.
