@@ -1,0 +1,50 @@
+"""The pytest plugin: installed with the package, it costs nothing until its fixture is used."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from .testing import StreamingServer
+
+
+@pytest.fixture
+def salesforce_server() -> Iterator[StreamingServer]:
+    """Give a Salesforce-like org on loopback, new for each test.
+
+    It runs in a thread of its own, so it serves synchronous tests and those of any asyncio plugin
+    alike. What fails in it fails the test.
+    """
+    from .testing import StreamingServer
+
+    started: Future[StreamingServer] = Future()
+    ended: Future[None] = Future()
+
+    stop: Future[None] = Future()
+
+    async def serve() -> None:
+        async with StreamingServer() as server:
+            started.set_result(server)
+            await asyncio.wrap_future(stop)
+
+    def run() -> None:
+        try:
+            asyncio.run(serve())
+        except BaseException as error:
+            (ended if started.done() else started).set_exception(error)
+        else:
+            ended.set_result(None)
+
+    thread = threading.Thread(target=run, name="salesforce_server", daemon=True)
+    thread.start()
+    server = started.result(10)
+    yield server
+    stop.set_result(None)
+    thread.join(10)
+    ended.result(10)

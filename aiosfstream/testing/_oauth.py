@@ -1,0 +1,160 @@
+"""The OAuth endpoints of an org."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlencode
+
+BAD_CREDENTIALS = ("invalid_grant", "authentication failure")
+AUDIENCES = ("https://login.salesforce.com", "https://test.salesforce.com")
+
+
+class Denied(Exception):
+    """A token request that is denied: error code and description."""
+
+
+@dataclass
+class OAuth:
+    """Who may log in, and with what.
+
+    :ivar rotate: whether each refresh gives a new refresh token and ends the old one
+    :ivar public_key: verifies JWT assertions, PEM
+    :ivar my_domain: whether the host is a My Domain; client credentials work on no other
+    """
+
+    consumer_key: str = "consumer-key"
+    consumer_secret: str = "consumer-secret"
+    username: str = "user@example.com"
+    password: str = "password-and-security-token"
+    refresh_token: str = "refresh-token-0"
+    rotate: bool = False
+    public_key: str | bytes | None = None
+    my_domain: bool = True
+    tokens: set[str] = field(default_factory=set)
+    codes: dict[str, tuple[str, str]] = field(default_factory=dict)
+    _numbers: Any = field(default_factory=lambda: itertools.count(1))
+
+    def issue(self) -> str:
+        """Make an access token that is valid."""
+        token = f"00D000000000001!AQ.test_{next(self._numbers)}_token"
+        self.tokens.add(token)
+        return token
+
+    def answer(self, form: Mapping[str, str], instance_url: str, host_url: str) -> dict[str, Any]:
+        """Answer a token request.
+
+        :raises Denied: if it is denied
+        """
+        flows: dict[str, Callable[[Mapping[str, str]], dict[str, Any]]] = {
+            "password": self._password,
+            "refresh_token": self._refresh,
+            "client_credentials": self._client_credentials,
+            "authorization_code": self._code,
+            "urn:ietf:params:oauth:grant-type:jwt-bearer": self._jwt,
+        }
+        flow = flows.get(form.get("grant_type", ""))
+        if flow is None:
+            raise Denied("unsupported_grant_type", "grant type not supported")
+        extra = flow(form)
+        identity = f"{host_url}/id/00D000000000001AAA/005000000000001AAA"
+        issued_at = str(int(time.time() * 1000))
+        return {
+            "access_token": self.issue(),
+            "instance_url": instance_url,
+            "id": identity,
+            "token_type": "Bearer",
+            "issued_at": issued_at,
+            "signature": self.sign(identity, issued_at),
+            "scope": "api refresh_token",
+            **extra,
+        }
+
+    def sign(self, identity: str, issued_at: str) -> str:
+        """Sign an answer as Salesforce does."""
+        key, message = self.consumer_secret.encode(), (identity + issued_at).encode()
+        return base64.b64encode(hmac.new(key, message, hashlib.sha256).digest()).decode()
+
+    def _check_client(self, form: Mapping[str, str]) -> None:
+        if form.get("client_id") != self.consumer_key:
+            raise Denied("invalid_client_id", "client identifier invalid")
+        if form.get("client_secret") != self.consumer_secret:
+            raise Denied("invalid_client", "invalid client credentials")
+
+    def _password(self, form: Mapping[str, str]) -> dict[str, Any]:
+        self._check_client(form)
+        if (form.get("username"), form.get("password")) != (self.username, self.password):
+            raise Denied(*BAD_CREDENTIALS)
+        return {}
+
+    def _refresh(self, form: Mapping[str, str]) -> dict[str, Any]:
+        self._check_client(form)
+        if form.get("refresh_token") != self.refresh_token:
+            raise Denied("invalid_grant", "expired access/refresh token")
+        if not self.rotate:
+            return {}
+        self.refresh_token = f"refresh-token-{next(self._numbers)}"
+        return {"refresh_token": self.refresh_token}
+
+    def _client_credentials(self, form: Mapping[str, str]) -> dict[str, Any]:
+        if not self.my_domain:
+            raise Denied("invalid_grant", "request not supported on this domain")
+        self._check_client(form)
+        return {}
+
+    def _jwt(self, form: Mapping[str, str]) -> dict[str, Any]:
+        import jwt
+
+        if self.public_key is None:
+            raise Denied("invalid_grant", "user hasn't approved this consumer")
+        try:
+            claims = jwt.decode(
+                form.get("assertion", ""),
+                self.public_key,
+                algorithms=["RS256"],
+                audience=AUDIENCES,
+                options={"require": ["iss", "sub", "aud", "exp"]},
+            )
+        except jwt.ExpiredSignatureError:
+            raise Denied("invalid_grant", "expired authorization code") from None
+        except jwt.InvalidAudienceError:
+            raise Denied("invalid_grant", "audience is invalid") from None
+        except jwt.InvalidTokenError:
+            raise Denied("invalid_grant", "invalid assertion") from None
+        if claims["iss"] != self.consumer_key:
+            raise Denied("invalid_client_id", "client identifier invalid")
+        if claims["sub"] != self.username:
+            raise Denied("invalid_grant", "user hasn't approved this consumer")
+        return {}
+
+    def authorize(self, query: Mapping[str, str]) -> str:
+        """Approve an authorization request at once.
+
+        :return: the URL to redirect to
+        :raises Denied: if the request is not understood
+        """
+        if query.get("client_id") != self.consumer_key:
+            raise Denied("invalid_client_id", "client identifier invalid")
+        if query.get("response_type") != "code" or "redirect_uri" not in query:
+            raise Denied("invalid_request", "response_type=code and redirect_uri are required")
+        code = f"code-{next(self._numbers)}"
+        self.codes[code] = (query["redirect_uri"], query.get("code_challenge", ""))
+        return f"{query['redirect_uri']}?{urlencode({'code': code, 'state': query.get('state', '')})}"
+
+    def _code(self, form: Mapping[str, str]) -> dict[str, Any]:
+        redirect_uri, challenge = self.codes.pop(form.get("code", ""), ("", ""))
+        digest = hashlib.sha256(form.get("code_verifier", "").encode()).digest()
+        proved = base64.urlsafe_b64encode(digest).rstrip(b"=").decode() == challenge
+        if not redirect_uri or form.get("redirect_uri") != redirect_uri:
+            raise Denied("invalid_grant", "expired authorization code")
+        if challenge and not proved:
+            raise Denied("invalid_grant", "invalid code verifier")
+        if form.get("client_id") != self.consumer_key:
+            raise Denied("invalid_client_id", "client identifier invalid")
+        return {"refresh_token": self.refresh_token}
