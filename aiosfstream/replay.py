@@ -72,7 +72,18 @@ def should_store(stored: ReplayMarker | None, new: ReplayMarker) -> bool:
     """
     if stored is None or stored.date == new.date:
         return True
-    return instant(stored.date) <= instant(new.date)
+    return _is_later_text(stored.date, new.date) or instant(stored.date) <= instant(new.date)
+
+
+def _is_later_text(stored: str, new: str) -> bool:
+    """Tell without parsing that a date is not earlier; False may mean that it takes parsing to tell.
+
+    Two dates in UTC, or two numbers, of the same length are in the order of their texts.
+    """
+    if new.__class__ is not str or stored.__class__ is not str or len(stored) != len(new):
+        return False
+    utc = stored[-1:] == new[-1:] == "Z" and stored[10:11] == new[10:11] == "T"
+    return (utc or (stored.isdigit() and new.isdigit())) and stored <= new
 
 
 #: Makes a marker in half the time that calling its class takes.
@@ -130,33 +141,72 @@ def _iso(text: str) -> str:
     return f"{head}.{tail[:digits][:6].ljust(6, '0')}{tail[digits:]}"
 
 
-class _InFlight:
-    """A message whose processing is under way."""
+class _Place:
+    """The place of a message among those of its channel that are being processed.
 
-    __slots__ = ("finished", "message", "succeeded")
+    :ivar message: the message
+    :ivar held: what is to be stored of the finished ones right behind it, once it has finished too
+    :ivar line: where the place is
+    """
 
-    def __init__(self, message: JsonObject) -> None:
+    __slots__ = ("behind", "held", "in_front", "line", "message")
+
+    def __init__(self, line: _Line, message: JsonObject) -> None:
+        self.line = line
         self.message = message
-        self.finished = False
-        self.succeeded = False
+        self.held: JsonObject | None = None
+        self.in_front: _Place | None = None
+        self.behind: _Place | None = None
 
 
-class _Track:
-    """The messages of one channel that are being processed, in the order of the calls."""
+class _Line:
+    """The messages of one channel that are being processed, in the order of the calls.
 
-    def __init__(self) -> None:
-        self.entries: deque[_InFlight] = deque()
-        # Stores of one channel follow each other, or an earlier one could overwrite a later one.
-        self.lock = asyncio.Lock()
+    One that has finished leaves its place, and the place in front holds what is to be stored of it.
+    So memory grows with what is in flight and not with what waits for the slowest.
+    """
 
-    def take_finished(self) -> list[JsonObject]:
-        """Take the messages that no unfinished one stands before, those that succeeded."""
-        succeeded = []
-        while self.entries and self.entries[0].finished:
-            entry = self.entries.popleft()
-            if entry.succeeded:
-                succeeded.append(entry.message)
-        return succeeded
+    def __init__(self, key: str) -> None:
+        self.key = key
+        # Belongs to no message: nothing stands before what this place holds.
+        self.front = self._last = _Place(self, {})
+        self._lock: asyncio.Lock | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is in flight, nor left to be stored."""
+        return self._last is self.front and self.front.held is None
+
+    def join(self, message: JsonObject) -> _Place:
+        """Give *message* the last place."""
+        place = _Place(self, message)
+        place.in_front, self._last.behind = self._last, place
+        self._last = place
+        return place
+
+    def leave(self, place: _Place) -> _Place:
+        """Take *place* out, and give the one that stood in front of it."""
+        in_front, behind = place.in_front, place.behind
+        assert in_front is not None
+        in_front.behind = behind
+        if behind is None:
+            self._last = in_front
+        else:
+            behind.in_front = in_front
+        place.in_front = place.behind = None
+        return in_front
+
+    def turn(self) -> asyncio.Lock:
+        """Give the running loop's lock for storing: an earlier store must not end behind a later."""
+        loop = asyncio.get_running_loop()
+        if self._lock is None or self._loop is not loop:
+            self._loop, self._lock = loop, asyncio.Lock()
+        return self._lock
+
+
+#: Stands for the next message of a channel, whichever that will be.
+_ANY: Final[JsonObject] = {}
 
 
 class ReplayMarkerStorage(Extension):
@@ -180,14 +230,20 @@ class ReplayMarkerStorage(Extension):
     # Subclasses need not call __init__, so what it would make is made when it is first needed.
 
     @property
-    def _forced(self) -> dict[int, JsonObject]:
-        forced: dict[int, JsonObject] = self.__dict__.setdefault("_forced_messages", {})
+    def _forced(self) -> dict[str, JsonObject]:
+        """Key -> the message whose marker is stored whatever is stored already."""
+        forced: dict[str, JsonObject] = self.__dict__.setdefault("_forced_messages", {})
         return forced
 
     @property
-    def _tracks(self) -> dict[str, _Track]:
-        tracks: dict[str, _Track] = self.__dict__.setdefault("_tracks_in_flight", {})
-        return tracks
+    def _lines(self) -> dict[str, _Line]:
+        lines: dict[str, _Line] = self.__dict__.setdefault("_lines_in_flight", {})
+        return lines
+
+    @property
+    def _abandoned(self) -> deque[_Place]:
+        abandoned: deque[_Place] = self.__dict__.setdefault("_abandoned_places", deque())
+        return abandoned
 
     @property
     def _warned(self) -> set[tuple[str, str]]:
@@ -240,9 +296,10 @@ class ReplayMarkerStorage(Extension):
         except ReplayError:
             raise
         except Exception as error:
-            raise ReplayError(
-                f"The replay marker of channel {key} could not be read: {error!r}"
-            ) from error
+            raise _failed("read", key, error) from error
+        if isinstance(replay_id, ReplayOption):
+            # Not every JSON function takes an enumeration's member for a number.
+            replay_id = int(replay_id)
         if replay_id is not None:
             message.setdefault("ext", {})["replay"] = {key: replay_id}
 
@@ -268,18 +325,16 @@ class ReplayMarkerStorage(Extension):
         if marker is None:
             return
         key = self._subscription_of(message)
-        forced = id(message) in self._forced
+        forced = self._is_forced(key, message)
         try:
             if forced or should_store(await self.get_replay_marker(key), marker):
                 await self.set_replay_marker(key, marker)
         except ReplayError:
             raise
         except Exception as error:
-            raise ReplayError(
-                f"The replay marker of channel {key} could not be stored: {error!r}"
-            ) from error
+            raise _failed("stored", key, error) from error
         if forced:
-            self._forced.pop(id(message), None)
+            self._forced.pop(key, None)
 
     @staticmethod
     def get_message_date(message: JsonObject) -> str:
@@ -292,17 +347,21 @@ class ReplayMarkerStorage(Extension):
         """
         data = message.get("data")
         event, payload = _dict(data, "event"), _dict(data, "payload")
-        header = _dict(payload, "ChangeEventHeader")
-        for date in (event.get("createdDate"), header.get("commitTimestamp")):
+        if "ChangeEventHeader" in payload:
+            created = _dict(payload, "ChangeEventHeader").get("commitTimestamp")
+        else:
+            created = payload.get("CreatedDate")
+        for date in (event.get("createdDate"), created):
             if _is_date(date):
                 return str(date)
-        if not header and _is_date(payload.get("CreatedDate")):
-            return str(payload["CreatedDate"])
         raise ReplayError(
             f"No message creation date found in a message on {message.get('channel')}."
         )
 
     def _marker_of(self, message: JsonObject) -> ReplayMarker | None:
+        if not isinstance(message.get("channel"), str):
+            self._warn_once(message, "names no channel: its marker is not stored")
+            return None
         replay_id = _dict(message.get("data"), "event").get("replayId")
         if replay_id is None:
             self._warn_once(message, "has no replay id: its marker is not stored")
@@ -321,12 +380,16 @@ class ReplayMarkerStorage(Extension):
             LOGGER.warning("A message on %.100s %s", *key)
 
     def _subscription_of(self, message: JsonObject) -> str:
-        channel = message["channel"]
-        return self._aliases.get(channel) or _key(channel)
+        channel = message.get("channel")
+        return (self._aliases.get(channel) or _key(channel)) if isinstance(channel, str) else ""
 
     def _overwrite_with(self, message: JsonObject) -> None:
         """Store the marker of this message, when it comes, whatever is stored."""
-        self._forced[id(message)] = message
+        self._forced[self._subscription_of(message)] = message
+
+    def _is_forced(self, key: str, message: JsonObject) -> bool:
+        waiting = self._forced.get(key) if self._forced else None
+        return waiting is not None and (waiting is _ANY or waiting == message)
 
     async def flush(self) -> None:
         """Store what is still buffered.
@@ -357,33 +420,60 @@ class ReplayMarkerStorage(Extension):
         """
         return ReplayMarkerStorageContextManager(self, message)
 
-    def _start(self, message: JsonObject) -> _InFlight:
-        entry = _InFlight(message)
-        self._tracks.setdefault(self._subscription_of(message), _Track()).entries.append(entry)
-        return entry
+    def _start(self, message: JsonObject) -> _Place:
+        self._clear_abandoned()
+        key = self._subscription_of(message)
+        if key not in self._lines:
+            self._lines[key] = _Line(key)
+        return self._lines[key].join(message)
 
-    async def _finish(self, entry: _InFlight, *, succeeded: bool) -> None:
+    async def _finish(self, place: _Place, *, succeeded: bool) -> None:
         """Note the end of a block and store the marker that this makes due."""
-        key = self._subscription_of(entry.message)
-        track = self._tracks[key]
-        entry.finished, entry.succeeded = True, succeeded
-        async with track.lock:
-            await self._store_finished(track)
-        if not track.entries and not track.lock.locked():
-            self._tracks.pop(key, None)
+        self._clear_abandoned()
+        if not succeeded and self._is_forced(place.line.key, place.message):
+            self._forced[place.line.key] = _ANY
+        self._leave(place, place.message if succeeded else None)
+        await self._store_due(place.line)
 
-    def _abandon(self, entry: _InFlight) -> None:
-        entry.finished = True
-        LOGGER.warning("A message on %.100s was never processed", entry.message.get("channel"))
+    def _leave(self, place: _Place, done: JsonObject | None) -> None:
+        in_front = place.line.leave(place)
+        in_front.held = self._furthest(in_front.held, self._furthest(done, place.held))
 
-    async def _store_finished(self, track: _Track) -> None:
-        finished = track.take_finished()
-        if not finished:
-            return
-        # The last one stands for all of them; that one was behind a fallback holds for it as well.
-        if any(self._forced.pop(id(message), None) is not None for message in finished):
-            self._overwrite_with(finished[-1])
-        await self.extract_replay_id(finished[-1])
+    def _furthest(self, earlier: JsonObject | None, later: JsonObject | None) -> JsonObject | None:
+        """Give the one of two messages whose marker stays if both are stored one after the other."""
+        if earlier is None or later is None:
+            return earlier or later
+        key = self._subscription_of(later)
+        if self._is_forced(key, later):
+            return later
+        first, second = self._marker_of(earlier), self._marker_of(later)
+        if second is None or (first is not None and not should_store(first, second)):
+            return earlier
+        if self._is_forced(key, earlier):
+            self._forced[key] = later
+        return later
+
+    async def _store_due(self, line: _Line) -> None:
+        if line.front.held is not None:
+            async with line.turn():
+                due = line.front.held
+                if due is not None:
+                    await self.extract_replay_id(due)
+                    # Where storing fails it stays due, and is stored with what finishes next.
+                    if line.front.held is due:
+                        line.front.held = None
+        if line.empty and self._lines.get(line.key) is line:
+            del self._lines[line.key]
+
+    def _abandon(self, place: _Place) -> None:
+        # May run in any thread and at any moment, so it touches nothing that others are changing.
+        self._abandoned.append(place)
+        channel = place.message.get("channel")
+        LOGGER.warning("The processing of a message on %.100s was abandoned", channel)
+
+    def _clear_abandoned(self) -> None:
+        while self._abandoned:
+            self._leave(self._abandoned.popleft(), None)
 
 
 class ReplayMarkerStorageContextManager:
@@ -397,7 +487,8 @@ class ReplayMarkerStorageContextManager:
         self._storage = storage
         self._message = message
         self._entered = False
-        self._entry = storage._start(message)
+        self._ended = False
+        self._place = storage._start(message)
 
     async def __aenter__(self) -> None:
         """Begin processing.
@@ -418,23 +509,32 @@ class ReplayMarkerStorageContextManager:
 
         :raises ReplayError: if the marker cannot be stored; the stored one stays
         """
-        if exc_val is None:
-            await self._storage._finish(self._entry, succeeded=True)
-            return
+        self._ended = True
+        if exc_type is None:
+            await self._storage._finish(self._place, succeeded=True)
+        elif issubclass(exc_type, GeneratorExit):
+            # The task is being destroyed and cannot wait any more.
+            self._storage._abandon(self._place)
+        else:
+            await self._fail(exc_type)
+
+    async def _fail(self, exc_type: type[BaseException]) -> None:
+        channel = self._message.get("channel")
         LOGGER.warning(
             "Processing a message on %.100s failed with %s, its marker is not stored",
-            self._message.get("channel"),
-            type(exc_val).__name__,
+            channel,
+            exc_type.__name__,
         )
         try:
-            await self._storage._finish(self._entry, succeeded=False)
+            await self._storage._finish(self._place, succeeded=False)
         except ReplayError as error:
+            # Of a message whose own block succeeded; the error of this block is what counts here.
             LOGGER.warning("%s", error)
 
     def __del__(self) -> None:
-        entry = getattr(self, "_entry", None)
-        if entry is not None and not entry.finished and not self._entered:
-            self._storage._abandon(entry)
+        place = getattr(self, "_place", None)
+        if place is not None and not self._ended:
+            self._storage._abandon(place)
 
 
 class MappingStorage(ReplayMarkerStorage):
@@ -481,7 +581,7 @@ class MappingStorage(ReplayMarkerStorage):
                     stored.__class__ is ReplayMarker
                     and stored[0] <= date
                     and len(stored[0]) == len(date)
-                    and stored[0][-1] == date[-1]
+                    and (stored[0][-1] == date[-1] == "Z" or date.isdigit())
                     and not forced
                     and channel not in aliases
                 ):
@@ -595,6 +695,10 @@ def _key(channel: str) -> str:
     return channel.partition("?")[0]
 
 
+def _failed(what: str, key: str, error: Exception) -> ReplayError:
+    return ReplayError(f"The replay marker of channel {key} could not be {what}: {error!r:.300}")
+
+
 def _dict(value: object, name: str) -> dict[str, Any]:
     inner = value.get(name) if isinstance(value, dict) else None
     return inner if isinstance(inner, dict) else {}
@@ -611,5 +715,5 @@ def _as_marker(value: Any) -> ReplayMarker | None:
     if value is None or isinstance(value, ReplayMarker):
         return value
     if isinstance(value, (tuple, list)) and len(value) == 2:
-        return ReplayMarker(str(value[0]), value[1])
+        return ReplayMarker("" if value[0] is None else str(value[0]), value[1])
     return ReplayMarker("", value)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import os
 import sqlite3
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, TypeVar
@@ -31,7 +34,7 @@ LOGGER = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 
-#: Seconds that a marker may wait for others to be committed with it.
+#: Seconds that a marker may wait for a turn of the event loop to be committed with others.
 GROUP_DELAY: Final = 0.05
 #: Seconds to wait for another process that writes to the same file.
 BUSY_TIMEOUT: Final = 5.0
@@ -48,10 +51,10 @@ CREATE TABLE IF NOT EXISTS replay_markers (
 """
 # One statement, so that two processes that write at once cannot move a marker back.
 _UPSERT: Final = """
-INSERT INTO replay_markers (channel, date, instant, replay_id) VALUES (?1, ?2, ?3, ?4)
+INSERT INTO replay_markers (channel, date, instant, replay_id) VALUES (?, ?, ?, ?)
 ON CONFLICT (channel) DO UPDATE
 SET date = excluded.date, instant = excluded.instant, replay_id = excluded.replay_id
-WHERE ?5 OR excluded.instant >= replay_markers.instant
+WHERE ? OR excluded.instant >= replay_markers.instant
 """
 _SELECT: Final = "SELECT date, replay_id FROM replay_markers WHERE channel = ?"
 #: Older than any date, and a number that every comparison in SQL understands.
@@ -69,23 +72,32 @@ class _Pending:
     marker: ReplayMarker
     forced: bool = False
 
+    def merge(self, later: _Pending) -> None:
+        """Take the place that both have, stored one after the other."""
+        if later.forced or should_store(self.marker, later.marker):
+            self.marker = later.marker
+            self.forced = self.forced or later.forced
+
 
 class SQLiteStorage(ReplayMarkerStorage):
     """Keeps markers in an SQLite file, one row a channel, safe across crashes and processes.
 
-    Markers are committed in groups: before the client's next request, before ``receive()`` waits, at
-    ``close()``, and 50 milliseconds after they were handed over at the latest. Writing is done in a
-    thread, so the event loop is not held up by the disk or by another process.
+    Markers are committed in groups, by a thread, so that neither the disk nor another process holds
+    up the event loop: those of one turn of the event loop together, or of 50 milliseconds where the
+    turn takes longer; and at the latest before the client's next request, before ``receive()`` waits,
+    and at ``close()``.
 
-    A stored marker never runs ahead of the application. If the program is killed, what was handed over
-    since the last commit is delivered again by the next run: at most the messages of the last 50
-    milliseconds. If the machine loses power, the file stays sound (write-ahead log), but commits that
-    the operating system had not written to the disk yet may be gone; these messages come again as
-    well.
+    A stored marker never runs ahead of the application. If the program is killed, the next run
+    delivers again what was handed over since the last commit: one turn of the event loop, 50
+    milliseconds at most, and the time of one commit. If the machine loses power, the file stays
+    sound (it has a write-ahead log), but commits that the operating system had not written to the
+    disk yet are gone, and their messages are delivered again as well. With *commit_each* every marker
+    is on the disk before its message is handed over, or its block has ended: then neither costs
+    anything, and each message waits for the disk.
 
     :param path: the file; it is made if there is none
     :param default_id: a replay option or replay id for channels without a marker; None: new events
-    :param commit_each: commit every marker before the next message is handed over
+    :param commit_each: commit every marker by itself, and wait until it is on the disk
     """
 
     _buffered = True
@@ -102,11 +114,12 @@ class SQLiteStorage(ReplayMarkerStorage):
         self.default_id = default_id
         self._commit_each = commit_each
         self._pending: dict[str, _Pending] = {}
+        self._pending_since = 0.0
+        # The group that the thread is writing; both are dropped, or the group put back, by _reap().
         self._writing: dict[str, _Pending] = {}
-        self._timer: asyncio.TimerHandle | None = None
-        self._timed_flush: asyncio.Task[None] | None = None
-        self._lock: asyncio.Lock | None = None
-        self._lock_loop: asyncio.AbstractEventLoop | None = None
+        self._job: Future[None] | None = None
+        self._failing = False
+        self._scheduled: asyncio.Handle | None = None
         self._database: sqlite3.Connection | None = None
         self._thread: ThreadPoolExecutor | None = None
 
@@ -128,7 +141,7 @@ class SQLiteStorage(ReplayMarkerStorage):
         exc_val: BaseException | None,
         exc_tb: TracebackType | None,
     ) -> None:
-        """Commit what is pending and close the file."""
+        """Commit what is pending and close the file; see :meth:`close`."""
         await self.close()
 
     async def close(self) -> None:
@@ -156,35 +169,35 @@ class SQLiteStorage(ReplayMarkerStorage):
 
         :raises ReplayError: if the file cannot be read
         """
-        uncommitted = self._uncommitted(subscription)
         stored = await self._in_thread(lambda: self._read(subscription))
-        if uncommitted is None or not (
-            uncommitted.forced or should_store(stored, uncommitted.marker)
-        ):
-            return stored
-        return uncommitted.marker
-
-    def _uncommitted(self, subscription: str) -> _Pending | None:
-        return self._pending.get(subscription) or self._writing.get(subscription)
+        for group in (self._writing, self._pending):
+            later = group.get(subscription)
+            if later is not None and (later.forced or should_store(stored, later.marker)):
+                stored = later.marker
+        return stored
 
     def _read(self, subscription: str) -> ReplayMarker | None:
-        row = self._connect().execute(_SELECT, (subscription,)).fetchone()
+        row = self._connect().execute(_SELECT, (_sound(subscription),)).fetchone()
         return None if row is None else ReplayMarker(row[0], json.loads(row[1]))
 
-    # Writing
+    # Taking markers in
 
     async def set_replay_marker(self, subscription: str, replay_marker: ReplayMarker) -> None:
         """Store a marker whatever is stored, and commit it.
 
-        :raises ReplayError: if it cannot be committed
+        :raises ReplayError: if it is nothing that JSON can express, or cannot be committed
         """
-        self._pending[subscription] = _Pending(replay_marker, forced=True)
+        try:
+            json.dumps(replay_marker.replay_id)
+        except (TypeError, ValueError) as error:
+            raise ReplayError(f"A replay id of {subscription} cannot be stored: {error}") from error
+        self._add(subscription, _Pending(replay_marker, forced=True))
         await self.flush()
 
     async def extract_replay_id(self, message: JsonObject) -> None:
-        """Store the marker of a message, unless the stored one is newer; committed with the group.
+        """Store the marker of a message, unless the stored one is newer; committed with its group.
 
-        :raises ReplayError: if each is to be committed at once and that fails
+        :raises ReplayError: if each is to be committed by itself and that fails
         """
         self.store_nowait(message)
         if self._commit_each:
@@ -199,7 +212,7 @@ class SQLiteStorage(ReplayMarkerStorage):
         )
         if not plain or self._commit_each:
             return None
-        aliases, forced = self._aliases, self._forced
+        aliases, forced, clock = self._aliases, self._forced, time.monotonic
 
         def store(message: JsonObject) -> None:
             try:
@@ -210,9 +223,10 @@ class SQLiteStorage(ReplayMarkerStorage):
                 if (
                     known <= date
                     and len(known) == len(date)
-                    and known[-1] == date[-1]
+                    and (known[-1] == date[-1] == "Z" or date.isdigit())
                     and not forced
                     and message["channel"] not in aliases
+                    and clock() - self._pending_since < GROUP_DELAY
                 ):
                     waiting.marker = make_marker(ReplayMarker, (date, replay_id))
                     return
@@ -232,72 +246,89 @@ class SQLiteStorage(ReplayMarkerStorage):
         if marker is None:
             return
         key = self._subscription_of(message)
-        forced = bool(self._forced) and self._forced.pop(id(message), None) is not None
-        waiting = self._pending.get(key)
-        if waiting is None:
-            self._pending[key] = _Pending(marker, forced)
-        elif forced or should_store(waiting.marker, marker):
-            waiting.marker = marker
-            waiting.forced = waiting.forced or forced
-        if self._timer is None:
-            self._start_timer()
+        forced = self._is_forced(key, message)
+        self._add(key, _Pending(marker, forced))
+        if forced:
+            self._forced.pop(key, None)
 
-    def _start_timer(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(GROUP_DELAY, self._flush_in_background, loop)
+    def _add(self, key: str, new: _Pending) -> None:
+        if not self._pending:
+            self._pending_since = time.monotonic()
+        waiting = self._pending.setdefault(key, new)
+        if waiting is not new:
+            waiting.merge(new)
+        if self._scheduled is None:
+            self._scheduled = asyncio.get_running_loop().call_soon(self._turn_ended)
+        elif time.monotonic() - self._pending_since >= GROUP_DELAY:
+            self._write_next()
 
-    def _flush_in_background(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = None
-        if self._pending:
-            self._timed_flush = loop.create_task(self._flush_quietly())
-
-    async def _flush_quietly(self) -> None:
-        try:
-            await self.flush()
-        except ReplayError as error:
-            LOGGER.warning("%s; it is tried again", error)
+    # Committing
 
     async def flush(self) -> None:
         """Commit what is pending.
 
         :raises ReplayError: if that fails; it stays pending and is tried again with the next group
         """
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if not self._pending and not self._writing:
-            return
-        async with self._turn():
-            group, self._pending = self._pending, {}
-            if not group:
-                return
-            self._writing = group
+        if self._scheduled is not None:
+            self._scheduled.cancel()
+            self._scheduled = None
+        # A group that is under way may lack what is pending now. If it fails, it goes along.
+        with suppress(ReplayError):
+            await self._job_done()
+        self._write_next()
+        await self._job_done()
+
+    async def _job_done(self) -> None:
+        """Wait for the group that is being written; raises what makes it fail."""
+        if self._job is not None:
             try:
-                await self._in_thread(lambda: self._write(group))
-            except BaseException:
-                self._keep(group)
-                raise
+                # Written all the same when the caller is cancelled: it can be done only as a whole.
+                await asyncio.shield(asyncio.wrap_future(self._job))
             finally:
-                self._writing = {}
+                self._reap()
 
-    def _keep(self, group: dict[str, _Pending]) -> None:
-        """Put back what could not be committed, behind what came meanwhile."""
-        for channel, pending in group.items():
-            later = self._pending.setdefault(channel, pending)
-            later.forced = later.forced or pending.forced
+    def _turn_ended(self) -> None:
+        self._scheduled = None
+        self._write_next()
 
-    def _turn(self) -> asyncio.Lock:
-        """Give the lock of the running event loop: a storage may outlive a loop."""
-        loop = asyncio.get_running_loop()
-        if self._lock is None or self._lock_loop is not loop:
-            self._lock_loop, self._lock = loop, asyncio.Lock()
-        return self._lock
+    def _write_next(self) -> None:
+        """Have the thread write what is pending, unless it is still writing."""
+        self._reap()
+        if self._job is None and self._pending:
+            self._writing, self._pending = self._pending, {}
+            self._job = self._submit(functools.partial(self._write, self._writing))
+            wake = functools.partial(_wake, asyncio.get_running_loop(), self._job_ended)
+            self._job.add_done_callback(wake)
+
+    def _job_ended(self) -> None:
+        self._reap()
+        # What has failed waits for the next message or flush: it would fail again at once.
+        if not self._failing:
+            self._write_next()
+
+    def _reap(self) -> None:
+        """Take note of what became of the group that was written."""
+        if self._job is None or not self._job.done():
+            return
+        error, group = self._job.exception(), self._writing
+        self._job, self._writing = None, {}
+        if error is None:
+            self._failing = False
+            return
+        for channel, later in self._pending.items():
+            earlier = group.setdefault(channel, later)
+            if earlier is not later:
+                earlier.merge(later)
+        self._pending = group
+        if not self._failing:
+            self._failing = True
+            LOGGER.warning("%s It is tried again.", error)
 
     def _write(self, group: dict[str, _Pending]) -> None:
         rows = [
             (
-                channel,
-                pending.marker.date,
+                _sound(channel),
+                _sound(pending.marker.date),
                 max(instant(pending.marker.date), _NO_DATE),
                 json.dumps(pending.marker.replay_id),
                 pending.forced,
@@ -305,45 +336,57 @@ class SQLiteStorage(ReplayMarkerStorage):
             for channel, pending in group.items()
         ]
         database = self._connect()
-        with database:
+        with _Transaction(database):
             database.executemany(_UPSERT, rows)
+
+    # The thread
+
+    def _submit(self, work: Callable[[], ResultT]) -> Future[ResultT]:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="aiosfstream sqlite")
+        return self._thread.submit(self._explained, work)
+
+    async def _in_thread(self, work: Callable[[], ResultT]) -> ResultT:
+        return await asyncio.shield(asyncio.wrap_future(self._submit(work)))
+
+    def _explained(self, work: Callable[[], ResultT]) -> ResultT:
+        try:
+            return work()
+        except Exception as error:
+            # The next attempt opens the file anew: it may be another one by then.
+            self._disconnect()
+            raise ReplayError(_explanation(self._path, error)) from error
 
     # The file
 
-    async def _in_thread(self, work: Callable[[], ResultT]) -> ResultT:
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="aiosfstream sqlite")
-        loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(self._thread, work)
-        except (sqlite3.Error, OSError, ValueError) as error:
-            raise ReplayError(f"The marker file {self._path!r} cannot be used: {error}") from error
-
     def _connect(self) -> sqlite3.Connection:
-        if self._database is not None:
-            return self._database
-        # Used by one thread at a time only, though not always by the same one.
-        database = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT, check_same_thread=False)
-        try:
-            self._prepare(database)
-        except BaseException:
-            database.close()
-            raise
-        self._database = database
-        return database
+        if self._database is None:
+            # Used by one thread at a time only, though not always by the same one.
+            database = sqlite3.connect(
+                self._path, timeout=BUSY_TIMEOUT, check_same_thread=False, isolation_level=None
+            )
+            try:
+                self._prepare(database)
+            except BaseException:
+                database.close()
+                raise
+            self._database = database
+        return self._database
 
-    @staticmethod
-    def _prepare(database: sqlite3.Connection) -> None:
-        (known,) = database.execute("PRAGMA application_id").fetchone()
-        (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if tables and known != APPLICATION_ID:
-            raise sqlite3.DatabaseError("it is a database, but not one of replay markers")
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = NORMAL")
-        if not tables:
-            with database:
+    def _prepare(self, database: sqlite3.Connection) -> None:
+        # For writing, so that a file that cannot be written is found out before it is needed.
+        with _Transaction(database):
+            (application,) = database.execute("PRAGMA application_id").fetchone()
+            (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if tables and application != APPLICATION_ID:
+                raise sqlite3.DatabaseError("it is a database of something else")
+            if not tables:
                 database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 database.execute(_CREATE)
+        # Without the log, which not every file system can have, only FULL keeps the file sound.
+        logged = _use_log(database)
+        full = self._commit_each or not logged
+        database.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
 
     def _disconnect(self) -> None:
         database, self._database = self._database, None
@@ -353,7 +396,74 @@ class SQLiteStorage(ReplayMarkerStorage):
     def __del__(self) -> None:
         database: Any = self.__dict__.get("_database")
         thread: Any = self.__dict__.get("_thread")
-        if database is not None:
-            database.close()
         if thread is not None:
             thread.shutdown(wait=False)
+        if database is not None:
+            database.close()
+
+
+class _Transaction:
+    """A transaction that has the right to write from its beginning on.
+
+    Begun by us, since the module's own way of beginning them would begin too late for the reads.
+    """
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+
+    def __enter__(self) -> None:
+        self._database.execute("BEGIN IMMEDIATE")
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        if exc_type is None:
+            self._database.execute("COMMIT")
+        elif self._database.in_transaction:
+            self._database.execute("ROLLBACK")
+
+
+def _use_log(database: sqlite3.Connection) -> bool:
+    """Have commits written to a log, and say whether the file system allows it."""
+    deadline = time.monotonic() + BUSY_TIMEOUT
+    while True:
+        try:
+            (mode,) = database.execute("PRAGMA journal_mode = WAL").fetchone()
+            return bool(mode == "wal")
+        except sqlite3.OperationalError as error:
+            # SQLite does not wait here while another process does the same.
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _wake(
+    loop: asyncio.AbstractEventLoop, callback: Callable[[], None], _job: Future[None]
+) -> None:
+    # A loop that is closed has nobody left to wake.
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(callback)
+
+
+def _sound(text: object) -> str:
+    """Give *text* without what cannot be written as UTF-8."""
+    return str(text).encode("utf-8", "replace").decode("utf-8")
+
+
+#: What a text of SQLite means for the person who reads it.
+_ADVICE: Final = {
+    "not a database": "Give the storage a path of its own.",
+    "something else": "Give the storage a path of its own.",
+    "readonly": "Allow this program to write the file and its folder.",
+    "unable to open": "Look whether its folder exists and this program may write there.",
+    "full": "Make room on the disk.",
+    "locked": "Another process keeps it locked.",
+}
+
+
+def _explanation(path: str, error: Exception) -> str:
+    advice = [text for part, text in _ADVICE.items() if part in str(error)]
+    return " ".join([f"The marker file {path!r} cannot be used: {error}.", *advice[:1]])
