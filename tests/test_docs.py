@@ -4,16 +4,18 @@ import asyncio
 import importlib.util
 import re
 import ssl
-from collections.abc import AsyncIterator
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import trustme
 
 import aiosfstream
-from aiosfstream.testing import StreamingServer
+from aiosfstream.testing import OAuthError, StreamingServer
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -21,6 +23,8 @@ EXAMPLES = DOCS / "examples"
 PAGES = sorted(path for path in DOCS.rglob("*.rst") if "_build" not in path.parts)
 CHANNEL = "/event/Low_Ink__e"
 PATIENCE = 20
+
+ResultT = TypeVar("ResultT")
 
 
 class Run:
@@ -31,37 +35,50 @@ class Run:
         self.lines: asyncio.Queue[str] = asyncio.Queue()
         self.module = load(name)
         vars(self.module)["print"] = self.print
-        self.task = asyncio.create_task(self.module.main())
+        self.task: asyncio.Task[None] = asyncio.create_task(self.module.main())
+
+    async def __aenter__(self) -> "Run":
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        """End the example as Ctrl-C does."""
+        self.task.cancel()
+        await asyncio.wait({self.task}, timeout=PATIENCE)
+        if self.task.done() and not self.task.cancelled():
+            self.task.exception()
 
     def print(self, *values: object) -> None:
         """Stand in for the example's ``print``."""
         self.lines.put_nowait(" ".join(map(str, values)))
 
-    async def line(self) -> str:
-        """Return the next line that the example prints; raise what ends it before."""
-        getter = asyncio.create_task(self.lines.get())
-        await asyncio.wait(
-            {getter, self.task}, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED
-        )
-        if getter.done():
-            return getter.result()
-        getter.cancel()
-        if self.task.done():
-            self.task.result()
-        raise AssertionError("the example prints nothing")
+    async def line(self, start: str = "") -> str:
+        """Return the next line that the example prints and that begins with *start*."""
+        while True:
+            line = await self.before_its_end(self.lines.get())
+            if line.startswith(start):
+                return line
 
     async def subscribed(self, channel: str = CHANNEL) -> None:
         """Wait until the example is subscribed to *channel* and waits for events."""
-        server = self.server
-        await server.wait_for(
-            lambda: bool(server.subscriptions(channel)) and server.held_connects > 0,
-            timeout=PATIENCE,
+        await self.before_its_end(
+            self.server.wait_for(
+                lambda server: channel in server.subscriptions and server.held_connects, PATIENCE
+            )
         )
 
-    async def stop(self) -> None:
-        """End the example as Ctrl-C does."""
-        self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
+    async def before_its_end(self, awaitable: Coroutine[Any, Any, ResultT]) -> ResultT:
+        """Wait for *awaitable*; raise what ends the example before."""
+        waiting = asyncio.create_task(awaitable)
+        await asyncio.wait(
+            {waiting, self.task}, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED
+        )
+        if waiting.done():
+            return waiting.result()
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        if self.task.done():
+            self.task.result()
+        raise AssertionError("the example does not come to that")
 
 
 def load(name: str) -> ModuleType:
@@ -79,11 +96,15 @@ async def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterat
     """Start an org whose credentials are in the environment, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     async with StreamingServer() as server:
-        monkeypatch.setenv("SALESFORCE_CONSUMER_KEY", server.consumer_key)
-        monkeypatch.setenv("SALESFORCE_CONSUMER_SECRET", server.consumer_secret)
-        monkeypatch.setenv("SALESFORCE_LOGIN_URL", server.login_url)
+        set_credentials(monkeypatch, server)
         yield server
         assert server.violations == []
+
+
+def set_credentials(monkeypatch: pytest.MonkeyPatch, server: StreamingServer) -> None:
+    """Put the credentials for *server* where the examples look for them."""
+    for name in ("consumer_key", "consumer_secret", "login_url"):
+        monkeypatch.setenv(f"SALESFORCE_{name.upper()}", server.credentials[name])
 
 
 def ink(level: float | None) -> dict[str, Any]:
@@ -134,11 +155,10 @@ def test_the_files_that_the_readme_names_exist() -> None:
 
 
 async def test_quickstart(server: StreamingServer) -> None:
-    run = Run("quickstart", server)
-    await run.subscribed()
-    server.publish(CHANNEL, ink(0.2))
-    assert "0.2" in await run.line()
-    await run.stop()
+    async with Run("quickstart", server) as run:
+        await run.subscribed()
+        server.publish(CHANNEL, ink(0.2))
+        assert "0.2" in await run.line()
     assert not server.sessions, "it left without a goodbye"
 
 
@@ -146,43 +166,39 @@ async def test_quickstart(server: StreamingServer) -> None:
 async def test_a_later_run_goes_on_where_the_one_before_stopped(
     server: StreamingServer, name: str
 ) -> None:
-    first = Run(name, server)
-    await first.subscribed()
-    server.publish(CHANNEL, ink(0.1))
-    assert "0.1" in await first.line()
-    await first.stop()
+    async with Run(name, server) as run:
+        await run.subscribed()
+        server.publish(CHANNEL, ink(0.1))
+        assert "0.1" in await run.line()
     server.publish(CHANNEL, ink(0.2))
-    second = Run(name, server)
-    assert "0.2" in await second.line()
-    await second.stop()
+    async with Run(name, server) as run:
+        assert "0.2" in await run.line()
 
 
 async def test_resume_starts_anew_when_the_marker_is_too_old(server: StreamingServer) -> None:
-    first = Run("resume", server)
-    await first.subscribed()
-    server.publish(CHANNEL, ink(0.1))
-    assert "0.1" in await first.line()
-    await first.stop()
+    async with Run("resume", server) as run:
+        await run.subscribed()
+        server.publish(CHANNEL, ink(0.1))
+        assert "0.1" in await run.line()
     server.publish(CHANNEL, ink(0.2))
     server.discard_events()
     server.publish(CHANNEL, ink(0.3))
-    second = Run("resume", server)
-    assert "0.3" in await second.line()
-    await second.stop()
+    async with Run("resume", server) as run:
+        assert "0.3" in await run.line()
 
 
 async def test_manual_policy_repeats_what_was_not_processed(server: StreamingServer) -> None:
-    first = Run("manual_policy", server)
-    await first.subscribed()
-    server.publish(CHANNEL, ink(0.1))
-    assert "0.1" in await first.line()
-    server.publish(CHANNEL, ink(None))
-    with pytest.raises(ValueError, match="no ink level"):
-        await asyncio.wait_for(first.task, PATIENCE)
-    second = Run("manual_policy", server)
-    with pytest.raises(ValueError, match="no ink level"):
-        await asyncio.wait_for(second.task, PATIENCE)
-    assert second.lines.empty(), "what was processed is not repeated"
+    async with Run("manual_policy", server) as run:
+        await run.subscribed()
+        server.publish(CHANNEL, ink(0.1))
+        assert "0.1" in await run.line()
+        server.publish(CHANNEL, ink(None))
+        with pytest.raises(ValueError, match="no ink level"):
+            await asyncio.wait_for(run.task, PATIENCE)
+    async with Run("manual_policy", server) as run:
+        with pytest.raises(ValueError, match="no ink level"):
+            await asyncio.wait_for(run.task, PATIENCE)
+        assert run.lines.empty(), "what was processed is not repeated"
 
 
 async def test_start_points(server: StreamingServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,70 +208,63 @@ async def test_start_points(server: StreamingServer, monkeypatch: pytest.MonkeyP
     missed = server.publish("/event/Order__e", {"Number__c": 2})
     retained = server.publish("/data/AccountChangeEvent", change)
     monkeypatch.setenv("LAST_ORDER", str(seen))
-    run = Run("start_points", server)
-    lines = {await run.line(), await run.line()}
-    assert lines == {f"/event/Order__e {missed}", f"/data/AccountChangeEvent {retained}"}
-    await run.subscribed()
-    new = server.publish(CHANNEL, ink(0.2))
-    assert await run.line() == f"{CHANNEL} {new}"
-    await run.stop()
+    async with Run("start_points", server) as run:
+        lines = {await run.line(), await run.line()}
+        assert lines == {f"/event/Order__e {missed}", f"/data/AccountChangeEvent {retained}"}
+        await run.subscribed()
+        new = server.publish(CHANNEL, ink(0.2))
+        assert await run.line() == f"{CHANNEL} {new}"
 
 
 async def test_errors_tells_of_a_lost_connection_and_goes_on(server: StreamingServer) -> None:
-    run = Run("errors", server)
-    await run.subscribed()
-    first = server.publish(CHANNEL, ink(0.1))
-    assert await run.line() == f"event {first}"
-    server.pause()
-    server.cut_connections()
-    assert (await run.line()).startswith("no connection: ")
-    server.resume()
-    second = server.publish(CHANNEL, ink(0.2))
-    assert await next_that(run, "event") == f"event {second}"
-    await run.stop()
+    async with Run("errors", server) as run:
+        await run.subscribed()
+        first = server.publish(CHANNEL, ink(0.1))
+        assert await run.line() == f"event {first}"
+        await server.pause()
+        assert (await run.line()).startswith("no connection: ")
+        await server.resume()
+        second = server.publish(CHANNEL, ink(0.2))
+        assert await run.line("event") == f"event {second}"
 
 
 async def test_errors_tells_of_a_channel_that_is_lost(server: StreamingServer) -> None:
-    run = Run("errors", server)
-    await run.subscribed()
-    server.publish(CHANNEL, ink(0.1))
-    assert (await run.line()).startswith("event")
-    server.discard_events()
-    server.expire_sessions()
-    server.cut_connections()
-    assert CHANNEL in await next_that(run, "refused")
-    await run.stop()
+    async with Run("errors", server) as run:
+        await run.subscribed()
+        server.publish(CHANNEL, ink(0.1))
+        assert (await run.line()).startswith("event")
+        server.discard_events()
+        server.expire_sessions()
+        assert CHANNEL in await run.line("refused")
 
 
-async def next_that(run: Run, start: str) -> str:
-    """Return the next line that begins with *start*."""
-    while True:
-        line = await run.line()
-        if line.startswith(start):
-            return line
+async def test_errors_ends_when_only_a_person_can_help(server: StreamingServer) -> None:
+    async with Run("errors", server) as run:
+        await run.subscribed()
+        server.add_fault(OAuthError("invalid_client", "invalid client credentials"), on="token")
+        server.revoke_tokens()
+        with pytest.raises(aiosfstream.AuthenticationError, match="invalid client credentials"):
+            await asyncio.wait_for(run.task, PATIENCE)
 
 
 async def test_timeout(server: StreamingServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATIENCE", "0.1")
-    run = Run("timeout", server)
-    assert await run.line() == "nothing new, connected"
-    server.publish(CHANNEL, ink(0.2))
-    assert "0.2" in await next_that(run, "{")
-    await run.stop()
+    async with Run("timeout", server) as run:
+        assert await run.line() == "nothing new, connected"
+        server.publish(CHANNEL, ink(0.2))
+        assert "0.2" in await run.line("{")
 
 
 async def test_observe(server: StreamingServer) -> None:
-    run = Run("observe", server)
-    await run.subscribed()
-    server.publish(CHANNEL, ink(0.1))
-    assert await run.line() == "connected"
-    assert "0.1" in await run.line()
-    server.expire_sessions()
-    server.cut_connections()
-    assert await next_that(run, "session renewed") == "session renewed"
-    assert await next_that(run, "channel resumed") == f"channel resumed {CHANNEL}"
-    await run.stop()
-    assert await next_that(run, "closed") == "closed"
+    async with Run("observe", server) as run:
+        await run.subscribed()
+        server.publish(CHANNEL, ink(0.1))
+        assert await run.line() == "connected"
+        assert "0.1" in await run.line()
+        server.expire_sessions()
+        assert await run.line("session renewed") == "session renewed"
+        assert await run.line("channel resumed") == f"channel resumed {CHANNEL}"
+    assert await run.line("closed") == "closed"
 
 
 class Proxy:
@@ -315,15 +324,24 @@ async def test_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     async with Proxy() as proxy, StreamingServer(ssl_context=context) as server:
         assert server.login_url.startswith("https://")
-        monkeypatch.setenv("SALESFORCE_CONSUMER_KEY", server.consumer_key)
-        monkeypatch.setenv("SALESFORCE_CONSUMER_SECRET", server.consumer_secret)
-        monkeypatch.setenv("SALESFORCE_LOGIN_URL", server.login_url)
+        set_credentials(monkeypatch, server)
         monkeypatch.setenv("PROXY", proxy.url)
         monkeypatch.setenv("CA_FILE", str(tmp_path / "ca.pem"))
-        run = Run("network", server)
-        await run.subscribed()
-        server.publish(CHANNEL, ink(0.2))
-        assert "0.2" in await run.line()
-        await run.stop()
+        async with Run("network", server) as run:
+            await run.subscribed()
+            server.publish(CHANNEL, ink(0.2))
+            assert "0.2" in await run.line()
         assert set(proxy.tunnels) == {server.url.partition("://")[2]}
         assert server.violations == []
+
+
+def test_test_application(tmp_path: Path) -> None:
+    example = tmp_path / "test_application.py"
+    example.write_text((EXAMPLES / "test_application.py").read_text(encoding="utf-8"))
+    command = [sys.executable, "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["-o", "asyncio_default_fixture_loop_scope=function"]
+    done = subprocess.run(
+        [*command, str(example)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 passed" in done.stdout

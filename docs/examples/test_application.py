@@ -2,7 +2,7 @@
 
 import asyncio
 
-from aiosfstream import Client, PasswordAuthenticator
+from aiosfstream import Client, SalesforceStreamingClient
 from aiosfstream.testing import StreamingServer
 
 
@@ -20,14 +20,7 @@ async def low_printers(client: Client, channel: str, count: int) -> list[str]:
 
 
 def make_client(server: StreamingServer) -> Client:
-    authenticator = PasswordAuthenticator(
-        server.consumer_key,
-        server.consumer_secret,
-        server.username,
-        server.password,
-        login_url=server.login_url,
-    )
-    return Client(authenticator, replay={"/event/Low_Ink__e": -2})
+    return SalesforceStreamingClient(**server.credentials, replay={"/event/Low_Ink__e": -2})
 
 
 async def watch(server: StreamingServer) -> list[str]:
@@ -49,7 +42,7 @@ def test_it_survives_a_lost_session(salesforce_server: StreamingServer) -> None:
 
     async def scenario() -> list[str]:
         watching = asyncio.create_task(watch(server))
-        await server.wait_for(lambda: server.held_connects > 0)
+        await server.wait_for(lambda server: server.held_connects > 0)
         server.expire_sessions()
         server.publish("/event/Low_Ink__e", {"Serial_Number__c": "P1", "Ink_Percentage__c": 0.0})
         return await watching
