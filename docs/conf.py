@@ -39,7 +39,11 @@ html_title = f"aiosfstream {release}"
 html_copy_source = False
 
 # What the reader needs to know of a private alias is what it stands for.
-ALIASES = {"_http.Dumper": "Callable[[Any], str | bytes]", "_http.Loader": "Callable[[Any], Any]"}
+ALIASES = {
+    "_http.Dumper": "Callable[[Any], str | bytes]",
+    "_http.Loader": "Callable[[Any], Any]",
+    "ssl_module.SSLContext": "ssl.SSLContext",
+}
 
 
 def resolve_alias(
