@@ -686,8 +686,11 @@ class Session:
         else:
             self._retry_after(self._network.next_delay(), error)
 
-    def authenticated(self) -> None:
+    def authenticated(self, now: float) -> None:
         """Note that there is a new token."""
+        if self._refused_wait:
+            # The application knows why it took so long; from here on it is the network's turn.
+            self.lost_since = now
         self._refused_wait = False
         self._token_accepted = False
         self._enter(State.NO_SESSION, "logged in")

@@ -370,7 +370,7 @@ class LongPollingTransport(Transport):
         except AuthenticationError as error:
             self._session.authentication_failed(error, self._loop.time())
         else:
-            self._session.authenticated()
+            self._session.authenticated(self._loop.time())
 
     _STEPS: Final[dict[Action, Callable[[LongPollingTransport], Awaitable[None]]]] = {
         Action.AUTHENTICATE: _log_in,
