@@ -119,8 +119,11 @@ def instant(date: object) -> float:
     :return: seconds; minus infinity for anything else
     """
     text = str(date)
-    if text.isascii() and text.isdigit() and len(text) <= 18:
-        return int(text) / 1000
+    if text.isascii() and text.isdigit():
+        return int(text) / 1000 if len(text) <= 18 else float("-inf")
+    if text[4:5] != "-":
+        # Later Pythons understand other forms of ISO 8601 too; the order must not depend on it.
+        return float("-inf")
     try:
         parsed = datetime.fromisoformat(_iso(text))
         return (parsed if parsed.tzinfo else parsed.replace(tzinfo=timezone.utc)).timestamp()
