@@ -45,6 +45,7 @@ LOGGER = logging.getLogger(__name__)
 LOGIN_URL: Final = "https://login.salesforce.com"
 SANDBOX_LOGIN_URL: Final = "https://test.salesforce.com"
 TOKEN_PATH: Final = "/services/oauth2/token"
+AUTHORIZE_PATH: Final = "/services/oauth2/authorize"
 #: Where production and Developer Edition orgs log in.
 TOKEN_URL: Final = LOGIN_URL + TOKEN_PATH
 #: Where sandboxes log in.

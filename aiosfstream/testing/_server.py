@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypedDict, TypeVar, cast
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -49,6 +49,16 @@ ROUTING_COOKIE: Final = "!//QiKCtgRz/8Ow+tEsT1ng="
 AUTHENTICATION_INVALID: Final = "401::Authentication invalid"
 UNKNOWN_CLIENT: Final = "403::Unknown client"
 NEVER: Final = 3600.0
+
+
+class Credentials(TypedDict):
+    """The arguments that a client needs to log in with a password."""
+
+    consumer_key: str
+    consumer_secret: str
+    username: str
+    password: str
+    login_url: str
 
 
 @dataclass(frozen=True)
@@ -262,7 +272,7 @@ class StreamingServer:
         return self._base(self._instance_port) + self._slash
 
     @property
-    def credentials(self) -> dict[str, str]:
+    def credentials(self) -> Credentials:
         """The arguments of a ``SalesforceStreamingClient`` or ``PasswordAuthenticator``."""
         return {
             "consumer_key": self.oauth.consumer_key,
