@@ -581,8 +581,7 @@ class MappingStorage(ReplayMarkerStorage):
                 channel = message["channel"]
                 stored = mapping[channel]
                 if (
-                    stored.__class__ is ReplayMarker
-                    and stored[0] <= date
+                    stored[0] <= date
                     and len(stored[0]) == len(date)
                     and (stored[0][-1] == date[-1] == "Z" or date.isdigit())
                     and not forced

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aiosfstream import replay
@@ -567,20 +567,39 @@ async def test_an_empty_mapping_is_a_mapping(tmp_path: Path) -> None:
 
 # The direct way
 
-ids = st.integers() | st.text(max_size=3) | st.none()
-kinds = st.sampled_from([platform, push_topic, generic, change])
-stored_values = (
-    st.builds(ReplayMarker, dates, st.integers())
-    | st.integers()
-    | st.tuples(dates, st.integers())
-    | st.none()
+# Dates that differ by little, in forms that differ by little.
+near_dates = st.sampled_from(
+    [
+        OLD,
+        MIDDLE,
+        NEW,
+        "2017-04-09T18:31:40.517+0000",
+        "2017-04-09T19:31:40.516+0100",
+        "2017-04-09T18:31:40Z",
+        "1501010206653",
+        "1501010206654",
+        "999999999999",
+    ]
 )
+odd_dates = st.sampled_from([None, "", "?", 5, 1501010206655, True])
+ids = st.integers() | st.text(max_size=3)
+kinds = st.sampled_from([platform, push_topic, generic, change])
+stored_values = st.builds(ReplayMarker, near_dates | odd_dates.map(str), ids)
+odd_values = ids | st.tuples(near_dates, ids) | st.none()
 
 
+@settings(max_examples=500)
+@example(
+    [(platform, 2, "2017-04-09T19:31:40.516+0100")],
+    {CHANNEL: ReplayMarker("2017-04-09T18:31:40.517+0000", 1)},
+    {},
+    9,
+)
+@example([(platform, 2, "abc")], {CHANNEL: "abc"}, {}, 9)
 @given(
-    st.lists(st.tuples(kinds, ids, dates | st.integers() | st.none()), max_size=6),
-    st.dictionaries(st.sampled_from([CHANNEL, TOPIC, "/data/Account"]), stored_values),
-    st.sampled_from([{}, {CHANNEL: "/event/*"}]),
+    st.lists(st.tuples(kinds, ids | st.none(), near_dates | odd_dates), min_size=1, max_size=6),
+    st.dictionaries(st.just(CHANNEL), stored_values | odd_values),
+    st.sampled_from([{}, {}, {CHANNEL: "/event/*"}]),
     st.integers(0, 5),
 )
 def test_the_direct_way_has_the_same_results(
@@ -589,7 +608,10 @@ def test_the_direct_way_has_the_same_results(
     aliases: dict[str, str],
     forced: int,
 ) -> None:
-    received = [make(replay_id, date) for make, replay_id, date in events]
+    received = [make(replay_id, date, CHANNEL) for make, replay_id, date in events]
+    # An id belongs to one message only.
+    for number, message in enumerate(received):
+        message["id"] = number
     direct, extracting = MappingStorage(dict(stored)), MappingStorage(dict(stored))
     for storage in (direct, extracting):
         storage._aliases = aliases
@@ -606,6 +628,7 @@ def test_the_direct_way_has_the_same_results(
 
     asyncio.run(extract())
     assert direct.mapping == extracting.mapping
+    assert direct._forced == extracting._forced
 
 
 def test_the_direct_way_reports_a_mapping_that_fails() -> None:
@@ -670,6 +693,15 @@ class Job:
     async def fail(self, error: BaseException | None = None) -> None:
         error = error or ValueError("processing")
         await self._manager.__aexit__(type(error), error, None)
+
+
+def places(storage: ReplayMarkerStorage) -> int:
+    """Count what is kept of the messages of a channel, one place for what is due included."""
+    place: Any = storage._lines[CHANNEL].front
+    count = 0
+    while place is not None:
+        place, count = place.behind, count + 1
+    return count
 
 
 async def jobs(storage: ReplayMarkerStorage, *received: Message) -> list[Job]:
@@ -831,6 +863,24 @@ async def test_stores_of_a_channel_follow_each_other() -> None:
     assert storage._lines == {}
 
 
+async def test_a_slow_store_does_not_end_behind_a_later_one() -> None:
+    class FirstWaits(SlowStorage):
+        async def set_replay_marker(self, subscription: str, replay_marker: ReplayMarker) -> None:
+            if replay_marker.replay_id == 1:
+                await self.gate.wait()
+            self.markers[subscription] = replay_marker
+
+    storage = FirstWaits()
+    storage.gate.clear()
+    first, second = await jobs(storage, platform(1), platform(2))
+    tasks = [asyncio.create_task(job.succeed()) for job in (first, second)]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    storage.gate.set()
+    await asyncio.gather(*tasks)
+    assert storage.markers == {CHANNEL: ReplayMarker(NEW, 2)}
+
+
 async def test_cancelled_while_storing_it_is_stored_with_the_next() -> None:
     storage = SlowStorage()
     storage.gate.clear()
@@ -894,6 +944,47 @@ async def test_a_coroutine_that_is_thrown_away_gives_its_place_back() -> None:
     assert storage.writes == [2]
 
 
+async def test_a_coroutine_that_is_thrown_away_stores_nothing_on_its_way_out() -> None:
+    storage = SlowStorage()
+
+    async def process() -> None:
+        async with storage(platform(1)):
+            await asyncio.get_running_loop().create_future()
+
+    coroutine = process()
+    coroutine.send(None)
+    async with storage(platform(2)):
+        pass
+    storage.gate.clear()
+    coroutine.close()
+    storage.gate.set()
+    async with storage(platform(3)):
+        pass
+    assert storage.writes == [3]
+
+
+async def test_a_block_that_was_never_left_does_not_block_for_ever() -> None:
+    storage = SlowStorage()
+    manager: Any = storage(platform(1))
+    await manager.__aenter__()
+    del manager
+    gc.collect()
+    async with storage(platform(2)):
+        pass
+    assert storage.writes == [2]
+
+
+async def test_memory_is_not_for_what_was_forgotten() -> None:
+    storage = SlowStorage()
+    stuck = (await jobs(storage, platform(0)))[0]
+    for number in range(1, 200):
+        storage(platform(number))
+    assert len(storage._abandoned) <= 1
+    assert places(storage) <= 3
+    await stuck.succeed()
+    assert storage._lines == {}
+
+
 async def test_the_first_message_behind_a_fallback_fails_and_the_next_overwrites() -> None:
     storage = SlowStorage()
     storage.markers[CHANNEL] = ReplayMarker(NEW, 90)
@@ -912,7 +1003,7 @@ async def test_the_first_message_behind_a_fallback_fails_and_the_next_overwrites
 async def test_overwriting_behind_a_fallback_in_any_order(order: tuple[int, ...]) -> None:
     storage = SlowStorage()
     storage.markers[CHANNEL] = ReplayMarker(NEW, 90)
-    received = [platform(1, OLD), platform(2, OLD), platform(3, MIDDLE)]
+    received = [platform(1, NEW), platform(2, OLD), platform(3, MIDDLE)]
     storage._overwrite_with(received[1])
     running = await jobs(storage, *received)
     for index in order:
@@ -929,11 +1020,7 @@ async def test_memory_is_for_what_is_in_flight() -> None:
     for number in range(1, 2000):
         async with storage(platform(number)):
             pass
-    place: Any = storage._lines[CHANNEL].front
-    places = 0
-    while place is not None:
-        place, places = place.behind, places + 1
-    assert places == 2
+    assert places(storage) == 2
     await stuck.succeed()
     assert storage.writes == [1999]
     assert storage._lines == {}
@@ -973,25 +1060,28 @@ async def finish_in_order(order: list[int], succeeds: list[bool], store_fails: l
 
 
 def test_messages_in_flight_in_one_loop_may_finish_in_another() -> None:
-    storage = MappingStorage({})
+    storage = SlowStorage()
 
-    async def contend() -> None:
-        async def process(number: int) -> None:
-            async with storage(platform(number)):
-                await asyncio.sleep(0)
+    async def contend(*running: Job) -> None:
+        storage.gate = asyncio.Event()
+        tasks = [asyncio.create_task(job.succeed()) for job in running]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        storage.gate.set()
+        await asyncio.gather(*tasks)
 
-        await asyncio.gather(*(process(number) for number in range(3)))
+    async def first_loop() -> Job:
+        *early, last = await jobs(storage, platform(1), platform(2), platform(3))
+        await contend(*early)
+        return last
 
-    leftover = storage(platform(0))
-    asyncio.run(contend())
+    async def second_loop(leftover: Job) -> None:
+        await contend(leftover, *await jobs(storage, platform(4), platform(5)))
 
-    async def finish() -> None:
-        async with leftover:
-            pass
-        await contend()
-
-    asyncio.run(finish())
-    assert storage.mapping == {CHANNEL: ReplayMarker(NEW, 2)}
+    leftover = asyncio.run(first_loop())
+    assert storage.markers == {CHANNEL: ReplayMarker(NEW, 2)}
+    asyncio.run(second_loop(leftover))
+    assert storage.markers == {CHANNEL: ReplayMarker(NEW, 5)}
 
 
 # Compatibility
