@@ -169,10 +169,12 @@ class SQLiteStorage(ReplayMarkerStorage):
 
         :raises ReplayError: if the file cannot be read
         """
-        stored = await self._in_thread(lambda: self._read(subscription))
-        for group in (self._writing, self._pending):
-            later = group.get(subscription)
-            if later is not None and (later.forced or should_store(stored, later.marker)):
+        # Looked up before the file is read: what is committed meanwhile is in one of both then.
+        groups = (self._writing, self._pending)
+        uncommitted = [group[subscription] for group in groups if subscription in group]
+        stored = await self._in_thread(functools.partial(self._read, subscription))
+        for later in uncommitted:
+            if later.forced or should_store(stored, later.marker):
                 stored = later.marker
         return stored
 
