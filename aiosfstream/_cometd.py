@@ -95,6 +95,11 @@ class BaseClient(CometdClient):
         """Do what should be done before ``receive()`` waits for the server."""
 
     @property
+    def _json(self) -> tuple[_http.Dumper, _http.Loader]:
+        """The JSON functions that the constructor was given."""
+        return self._json_dumps, self._json_loads
+
+    @property
     def _mailbox(self) -> Mailbox | None:
         return cast("Mailbox | None", self._incoming_queue)
 

@@ -7,7 +7,6 @@ for CometD messages and by the authenticators for token requests.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -292,19 +291,3 @@ def _messages(body: bytes, loads: Loader) -> list[JsonObject]:
     ):
         return []
     return value if all(value) else []
-
-
-def json_serializer(dumps: Dumper) -> Callable[[Any], str]:
-    """Adapt *dumps* to aiohttp's own hook, which takes text only.
-
-    :param dumps: a function that gives str or bytes
-    :return: a function that gives str
-    """
-    if dumps is json.dumps:
-        return json.dumps
-
-    def serialize(value: Any) -> str:
-        text = dumps(value)
-        return text.decode() if isinstance(text, bytes) else text
-
-    return serialize

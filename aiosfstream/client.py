@@ -330,6 +330,7 @@ class Client(BaseClient):
             limit=mailbox.limit,
             poll_timeout=self._poll_timeout,
         )
+        dumps, loads = self._json
         settings = Settings(
             auth=self.authenticator,
             extensions=self.extensions or [],
@@ -339,8 +340,8 @@ class Client(BaseClient):
             connection_timeout=lambda: self.connection_timeout,
             request_timeout=self._request_timeout,
             ssl=self.ssl,
-            json_dumps=self._json_dumps,
-            json_loads=self._json_loads,
+            json_dumps=dumps,
+            json_loads=loads,
         )
         self.replay_storage._aliases = session.aliases
         return LongPollingTransport(self.url, session, mailbox, http_session, settings)

@@ -228,39 +228,47 @@ def translate_errors(func: FuncT) -> FuncT:
     :param func: a function, coroutine function or async generator function
     :return: a function of the same kind
     """
-    # Not by way of the context manager, which would cost an object for every message received.
-    wrapper: Callable[..., Any]
     if inspect.iscoroutinefunction(func):
+        return cast(FuncT, _translating_coroutine(func))
+    if inspect.isasyncgenfunction(func):
+        return cast(FuncT, _translating_generator(func))
 
-        @functools.wraps(func)
-        async def wrapper(*args: Any, **kwargs: Any) -> Any:
-            try:
-                return await func(*args, **kwargs)
-            except AiosfstreamException:
-                raise
-            except cometd.AiocometdException as error:
-                raise translate(error) from error
-
-    elif inspect.isasyncgenfunction(func):
-
-        @functools.wraps(func)
-        async def wrapper(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-            try:
-                async for item in func(*args, **kwargs):
-                    yield item
-            except AiosfstreamException:
-                raise
-            except cometd.AiocometdException as error:
-                raise translate(error) from error
-
-    else:
-
-        @functools.wraps(func)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with translate_errors_context():
-                return func(*args, **kwargs)
+    @functools.wraps(func)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with translate_errors_context():
+            return func(*args, **kwargs)
 
     return cast(FuncT, wrapper)
+
+
+# Not by way of the context manager, which would cost an object for every message received.
+
+
+def _translating_coroutine(func: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(func)
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await func(*args, **kwargs)
+        except AiosfstreamException:
+            raise
+        except cometd.AiocometdException as error:
+            raise translate(error) from error
+
+    return wrapper
+
+
+def _translating_generator(func: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(func)
+    async def wrapper(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        try:
+            async for item in func(*args, **kwargs):
+                yield item
+        except AiosfstreamException:
+            raise
+        except cometd.AiocometdException as error:
+            raise translate(error) from error
+
+    return wrapper
 
 
 def _text(value: object) -> str | None:
