@@ -698,7 +698,8 @@ def _key(channel: str) -> str:
 
 
 def _failed(what: str, key: str, error: Exception) -> ReplayError:
-    return ReplayError(f"The replay marker of channel {key} could not be {what}: {error!r:.300}")
+    reason = f"{type(error).__name__}: {error!s:.300}"
+    return ReplayError(f"The replay marker of channel {key} could not be {what}: {reason}")
 
 
 def _dict(value: object, name: str) -> dict[str, Any]:
