@@ -49,11 +49,6 @@ class RedisServer:
     ) -> None:
         self.kill()
 
-    @property
-    def running(self) -> bool:
-        """Whether it has been started and not been killed."""
-        return self._process is not None
-
     def start(self) -> None:
         """Start it, with the data that the last one left."""
         options: dict[str, Any] = {
