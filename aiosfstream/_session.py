@@ -523,15 +523,18 @@ class Session:
             self._report(ConnectionEvent(ConnectionEventKind.SESSION_RENEWED))
 
     def connect_done(
-        self, result: JsonObject | Failure, events: int, elapsed: float, now: float
+        self, result: JsonObject | Failure, epoch: int, events: int, elapsed: float, now: float
     ) -> None:
         """Take the outcome of a connect.
 
         :param result: the reply, or why there is none
+        :param epoch: the session that it was sent in; another may have been lost meanwhile
         :param events: how many events came with it
         :param elapsed: how long it took, in seconds
         :param now: the time, in seconds
         """
+        if epoch != self.epoch:
+            return
         if isinstance(result, Failure):
             self._failed(result, now)
             return
@@ -673,7 +676,6 @@ class Session:
 
     def crashed(self, error: TransportError) -> None:
         """Take the end of the background task through a mistake in the program."""
-        self._drop_session()
         self._stop(error)
 
     def storage_failed(self, error: ReplayError, now: float) -> None:
@@ -789,11 +791,17 @@ class Session:
             self._positions.pop(subscription.key, None)
             self._index()
 
-    def request_done(self, result: JsonObject | Failure, now: float) -> bool:
+    def request_done(self, result: JsonObject | Failure, epoch: int, now: float) -> bool:
         """Take what the answer to a request beside the connect means for the session.
 
+        :param result: the reply, or why there is none
+        :param epoch: the session that it was sent in
+        :param now: the time, in seconds
         :return: whether the session must be renewed, and the request may then be tried again
         """
+        if epoch != self.epoch:
+            # That session has been given up already, so its refusals tell nothing new.
+            return isinstance(result, dict) and judge_request(result) is not Verdict.PROCEED
         if isinstance(result, Failure):
             if result.trouble is Trouble.LOST:
                 self._failed(result, now)
@@ -937,6 +945,8 @@ class Session:
         self._report(ConnectionEvent(kind, error=error))
 
     def _stop(self, error: Exception) -> None:
+        # What requests under way bring must not set the session going again.
+        self._drop_session()
         self.last_error = self.stop_error = error
         self._enter(State.STOPPED, error)
         if not self.opening:

@@ -304,13 +304,13 @@ class LongPollingTransport(Transport):
         session = self._session
         if not session.established:
             return
-        message = session.connect_message()
+        message, epoch = session.connect_message(), session.epoch
         at_once = message.get("advice") == {"timeout": 0}
         started = self._loop.time()
         result, events = await self._exchange(message, hold=0.0 if at_once else session.hold)
         now = self._loop.time()
         # The first connect of a session is answered at once by design.
-        session.connect_done(result, events or at_once, now - started, now)
+        session.connect_done(result, epoch, events or at_once, now - started, now)
 
     async def _wait_for_room(self) -> None:
         self._settings.report(ConnectionEvent(ConnectionEventKind.FETCHING_SUSPENDED))
@@ -568,14 +568,14 @@ class LongPollingTransport(Transport):
     ) -> tuple[JsonObject | Failure, bool]:
         session = self._session
         async with self._beside_the_connect():
-            subscription = session.subscribe(channel, replay_id)
+            subscription, epoch = session.subscribe(channel, replay_id), session.epoch
             renewed, again = False, True
             try:
                 while again and session.established:
                     result, _ = await self._exchange(
                         session.subscribe_message(subscription), subscription
                     )
-                    renewed = session.request_done(result, self._loop.time())
+                    renewed = session.request_done(result, epoch, self._loop.time())
                     again = session.subscribe_done(subscription, result)
             finally:
                 if again:
@@ -600,8 +600,9 @@ class LongPollingTransport(Transport):
         """Send a message; once more if the session had to be renewed for it."""
         for again in (True, False):
             async with self._beside_the_connect():
+                epoch = self._session.epoch
                 result, _ = await self._exchange(message())
-                renewed = self._session.request_done(result, self._loop.time())
+                renewed = self._session.request_done(result, epoch, self._loop.time())
             if not (renewed and again):
                 break
         return result
