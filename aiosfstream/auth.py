@@ -16,18 +16,19 @@ import logging
 import re
 import time
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from email.utils import parsedate_to_datetime
 from typing import Any, Final
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import SplitResult, quote, quote_plus, urlencode, urlsplit
 
 import aiohttp
 from aiocometd.extensions import AuthExtension
 from aiocometd.typing import Headers, Payload, SSLValidationMode
 
 from . import _http
-from .exceptions import AuthenticationError
+from .exceptions import AuthenticationError, TransportError
 
 __all__ = [
     "SANDBOX_TOKEN_URL",
@@ -55,14 +56,29 @@ SANDBOX_TOKEN_URL: Final = SANDBOX_LOGIN_URL + TOKEN_PATH
 REQUEST_TIMEOUT: Final = 30.0
 #: Seconds that a JWT assertion is valid. Salesforce documents "a few minutes".
 ASSERTION_LIFETIME: Final = 180
-#: Seconds that a cancelled refresh may take to bring home a token that the server has rotated.
-ROTATION_GRACE: Final = 5.0
+#: Seconds that a log-in goes on for the sake of others, or of a rotated token, once its caller is
+#: cancelled; and seconds that code which resists its cancellation is waited for.
+GRACE: Final = 3.0
+#: Seconds by which this machine's clock may be wrong without a word about it.
+CLOCK_TOLERANCE: Final = 5.0
 
 _FIELDS: Final = ("access_token", "token_type", "instance_url", "id", "signature", "issued_at")
+_ERROR_FIELDS: Final = ("error", "error_description")
 _FORM_HEADERS: Final = {
     "Content-Type": "application/x-www-form-urlencoded",
     "Accept": "application/json",
 }
+#: What a subclass that makes its own request may raise because of the network or the answer.
+_NETWORK_ERRORS: Final = (
+    aiohttp.ClientError,
+    asyncio.TimeoutError,
+    OSError,
+    TransportError,
+    ValueError,
+)
+_BAD_KEY: Final = "private_key should be an RSA private key in PEM format, without a passphrase"
+#: Statuses that say that there is no token endpoint at the URL.
+_WRONG_URL: Final = (404, 405, 410)
 
 _LENT: ContextVar[tuple[aiohttp.ClientSession, SSLValidationMode | None] | None] = ContextVar(
     "aiosfstream_lent_session", default=None
@@ -70,6 +86,8 @@ _LENT: ContextVar[tuple[aiohttp.ClientSession, SSLValidationMode | None] | None]
 
 #: Called with each new refresh token before the access token that came with it is used.
 TokenCallback = Callable[[str], "Awaitable[None] | None"]
+#: Gives an access token.
+TokenSource = Callable[[], "Awaitable[str] | str"]
 
 
 @contextmanager
@@ -86,24 +104,44 @@ def lend_session(session: aiohttp.ClientSession, ssl: SSLValidationMode | None) 
         _LENT.reset(token)
 
 
+class _Flight:
+    """A log-in under way.
+
+    :ivar task: what logs in
+    :ivar followers: how many callers wait for it besides the one who began it
+    """
+
+    __slots__ = ("followers", "task")
+
+    def __init__(self, task: asyncio.Task[None]) -> None:
+        self.task = task
+        self.followers = 0
+
+
 class AuthenticatorBase(AuthExtension):
     """Logs in, keeps the token, and puts it into every request.
 
-    A subclass writes :meth:`_authenticate`, which makes one request to a token endpoint. The base does
-    the rest: it checks the answer, lets one request be under way however many ask for it, and turns
-    every failure into :exc:`~aiosfstream.AuthenticationError`.
+    A subclass writes :meth:`_authenticate`, which asks a token endpoint. The base does the rest: it
+    checks the answer, lets one log-in be under way however many ask for it, and turns every failure
+    into :exc:`~aiosfstream.AuthenticationError`.
+
+    An authenticator may be shared by several clients, and be used in one event loop after another.
 
     :param sandbox: whether to log in at test.salesforce.com
     :param json_dumps: serialises what is sent, to str or bytes
-    :param json_loads: parses what is received
+    :param json_loads: parses what is received, from str (or bytes, if it is orjson's)
     :param login_url: a My Domain or Experience Cloud URL to log in at instead, with or without scheme
     :raises ValueError: if *login_url* cannot be logged in at
     """
 
-    #: Seconds that a token request may take.
+    #: Seconds that a log-in may take.
     request_timeout: float = REQUEST_TIMEOUT
-    #: Seconds that the request goes on when nobody waits for it any more.
-    _grace: float = 0.0
+    #: Whether a log-in that nobody waits for any more is finished rather than ended.
+    _finish_when_cancelled: bool = False
+    #: How many seconds the token endpoint's clock is ahead of ours, if it has said so.
+    _clock_lag: float | None = None
+    # No asyncio object outlives a log-in, so the authenticator belongs to no event loop.
+    _flight: _Flight | None = None
 
     def __init__(
         self,
@@ -121,8 +159,6 @@ class AuthenticatorBase(AuthExtension):
         #: Parses what is received.
         self.json_loads = json_loads
         self._reset()
-        self._flight: asyncio.Task[None] | None = None
-        self._waiting = 0
 
     def _reset(self) -> None:
         #: The access token, or None before a successful :meth:`authenticate` and after a refusal.
@@ -144,7 +180,11 @@ class AuthenticatorBase(AuthExtension):
 
     @abstractmethod
     async def _authenticate(self) -> tuple[int, dict[str, Any]]:
-        """Make one request to the token endpoint.
+        """Ask the token endpoint.
+
+        The one method that a subclass writes. What it raises becomes an
+        :exc:`~aiosfstream.AuthenticationError`: retryable if it is an error of the network, of time
+        or of parsing; it may raise one of its own as well, which is passed on.
 
         :return: the HTTP status and the parsed answer
         """
@@ -154,7 +194,7 @@ class AuthenticatorBase(AuthExtension):
         """The value of the ``Authorization`` header, or None without a token."""
         if self.access_token is None:
             return None
-        return f"{self.token_type} {self.access_token}"
+        return f"{self.token_type or 'Bearer'} {self.access_token}"
 
     async def outgoing(self, payload: Payload, headers: Headers) -> None:
         """Put the token into a request's *headers*.
@@ -183,94 +223,165 @@ class AuthenticatorBase(AuthExtension):
     async def authenticate(self) -> None:
         """Get a token.
 
-        One request at a time: who calls it while one is under way waits for that one. If the caller
-        is cancelled, the others are not.
+        One log-in at a time: who calls this while one is under way waits for that one. A caller that
+        is cancelled takes none of the others along, and leaves nothing running behind it.
 
-        :raises AuthenticationError: if the credentials are refused (the token is forgotten then), or
-            if the token endpoint cannot be reached or understood; see its attributes
+        :raises AuthenticationError: if the credentials are refused: the token is forgotten then. If
+            the token endpoint cannot be reached or understood, or asks to come back later: that says
+            nothing about the token, which stays. Its attributes tell them apart
         """
         loop = asyncio.get_running_loop()
-        task = self._flight
-        if task is None or task.done() or task.get_loop() is not loop:
-            task = self._flight = loop.create_task(self._log_in(), name="aiosfstream log-in")
-            self._waiting = 0
-        self._waiting += 1
-        try:
-            await asyncio.wait([task])
-        finally:
-            self._waiting -= 1
-            if not task.done() and not self._waiting:
-                await self._give_up(task)
-        if task.cancelled():
-            raise AuthenticationError("The token request was cancelled.", retryable=True)
-        task.result()
+        while (flight := self._flight) is not None and not flight.task.done():
+            if flight.task.get_loop() is not loop:
+                break
+            flight.followers += 1
+            try:
+                await asyncio.wait({flight.task})
+            finally:
+                flight.followers -= 1
+            if not flight.task.cancelled():
+                flight.task.result()
+                return
+        await self._lead(loop)
 
-    async def _give_up(self, task: asyncio.Task[None]) -> None:
-        """End a request that nobody waits for, and be sure that it has ended."""
-        if self._grace:
-            await _wait_uninterrupted(task, self._grace)
-        task.cancel()
-        await _wait_uninterrupted(task, self.request_timeout)
-        if not task.cancelled() and task.done():
-            task.exception()
+    async def _lead(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Log in, for those as well who ask for it meanwhile.
+
+        The log-in has a task of its own, since it may have to survive the cancellation of the caller;
+        the caller stays until it has ended, since it may use the session that the caller lends.
+        """
+        task = loop.create_task(self._log_in(), name="aiosfstream log-in")
+        task.add_done_callback(_retrieve)
+        flight = self._flight = _Flight(task)
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            if self._finish_when_cancelled or flight.followers:
+                await _wait_patiently(task, GRACE)
+            raise
+        finally:
+            if not task.done():
+                task.cancel()
+                await _wait_patiently(task, GRACE)
+            if self._flight is flight:
+                self._flight = None
+        if task.cancelled():
+            raise self._unreachable(f"the log-in at {self._token_url} was cancelled")
+        task.result()
 
     async def _log_in(self) -> None:
         try:
-            status, reply = await self._authenticate()
-            reply = dict(reply)
+            outcome: Any = await asyncio.wait_for(self._authenticate(), self.request_timeout)
         except AuthenticationError:
             raise
         except Exception as error:
-            raise AuthenticationError(
-                f"Network request failed: the token endpoint {self._token_url} could not be asked:"
-                f" {self._clean(str(error) or type(error).__name__)}",
-                retryable=True,
-            ) from error
+            raise self._failure(error) from error
+        status, reply = self._checked(outcome)
         if status == 200:
             await self._accept(reply)
-        else:
+            return
+        refusal = self._refusal(status, reply)
+        if not refusal.retryable:
             self._reset()
-            raise self._refusal(status, reply)
+        raise refusal
+
+    def _failure(self, error: Exception) -> AuthenticationError:
+        if isinstance(error, asyncio.TimeoutError):
+            return self._unreachable(
+                f"no answer of {self._token_url} within {self.request_timeout:g} seconds"
+            )
+        if isinstance(error, _NETWORK_ERRORS):
+            return self._unreachable(
+                f"{self._token_url} could not be asked: {str(error) or type(error).__name__}"
+            )
+        return AuthenticationError(
+            f"Authentication failed: {type(self).__name__}._authenticate() raised"
+            f" {type(error).__name__}, see the cause"
+        )
+
+    def _checked(self, outcome: Any) -> tuple[int, dict[str, Any]]:
+        """Check the types of what ``_authenticate()`` has returned."""
+        if not isinstance(outcome, tuple) or len(outcome) != 2 or not isinstance(outcome[0], int):
+            raise AuthenticationError(
+                f"Authentication failed: {type(self).__name__}._authenticate() should return an HTTP"
+                f" status and a dict, not {type(outcome).__name__!r}"
+            )
+        status, reply = outcome
+        if not isinstance(reply, Mapping):
+            raise self._unreachable(
+                f"the answer of {self._token_url}, with HTTP status {status:d}, is no JSON object",
+                status=status,
+            )
+        return status, dict(reply)
 
     async def _accept(self, reply: dict[str, Any]) -> None:
-        fields = {name: value for name in _FIELDS if isinstance(value := reply.get(name), str)}
-        token, instance_url = fields.get("access_token", ""), fields.get("instance_url", "")
-        if not token or not instance_url:
-            raise self._nonsense("its answer has no access_token or no instance_url")
-        if not re.fullmatch(r"[\x21-\x7e]+", token):
-            raise self._nonsense("the access token has characters that no header may have")
-        if not re.fullmatch(r"[A-Za-z-]+", fields.setdefault("token_type", "Bearer")):
-            raise self._nonsense("its token_type is no word")
-        if not is_secure(instance_url):
-            raise self._nonsense(f"its instance_url {instance_url!r:.200} is not an https URL")
-        await self._verify(reply)
+        # First of all: the answer may be of no use otherwise, but what it rotated is gone.
         await self._keep(reply)
+        fields = {name: value for name in _FIELDS if isinstance(value := reply.get(name), str)}
+        token, instance_url = fields.get("access_token"), fields.get("instance_url")
+        if not token or not instance_url:
+            raise self._unreachable(
+                f"the answer of {self._token_url} has no access_token or no instance_url",
+                status=200,
+            )
+        fields["token_type"] = fields.get("token_type") or "Bearer"
+        if not _is_header_safe(token):
+            raise self._useless("its access token has characters that no header may have")
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", fields["token_type"]):
+            raise self._useless("its token_type is no word")
+        if not _is_base_url(instance_url):
+            raise self._useless("its instance_url is not the https URL of a host")
+        self._verify(reply)
         self._reset()
         for name, value in fields.items():
             setattr(self, name, value)
 
-    async def _verify(self, reply: dict[str, Any]) -> None:
+    def _verify(self, reply: dict[str, Any]) -> None:
         """Check what else a flow can check of an answer."""
 
     async def _keep(self, reply: dict[str, Any]) -> None:
         """Keep what else a flow gets, before the access token is used."""
 
-    def _nonsense(self, what: str) -> AuthenticationError:
+    def _unreachable(
+        self,
+        what: str,
+        *,
+        status: int | None = None,
+        error: str | None = None,
+        description: str | None = None,
+        retryable: bool = True,
+    ) -> AuthenticationError:
         return AuthenticationError(
-            f"Network request failed: the token endpoint {self._token_url} is not understood: {what}",
+            f"Network request failed: {self._clean(what)}",
+            error=error,
+            error_description=description,
+            status=status,
+            retryable=retryable,
+        )
+
+    def _useless(self, what: str) -> AuthenticationError:
+        return AuthenticationError(
+            f"Authentication failed: the answer of {self._token_url} cannot be used: {what}",
             status=200,
-            retryable=True,
         )
 
     def _refusal(self, status: int, reply: dict[str, Any]) -> AuthenticationError:
-        error, description = (
-            self._clean(value) if isinstance(value := reply.get(name), str) else None
-            for name in ("error", "error_description")
+        raw_error, raw_description = (
+            value if isinstance(value := reply.get(name), str) else "" for name in _ERROR_FIELDS
         )
-        said = ": ".join(text for text in (error, description) if text) or f"HTTP status {status}"
-        advice, retryable = advise(error or "", description or "", status)
+        error, description = self._clean(raw_error) or None, self._clean(raw_description) or None
+        said = ": ".join(text for text in (error, description) if text) or "it does not say why"
+        if status >= 500 or status == 408:
+            return self._unreachable(
+                f"{self._token_url} answered with HTTP status {status:d}: {said}",
+                status=status,
+                error=error,
+                description=description,
+            )
+        advice, retryable = advise(raw_error, raw_description, status)
         return AuthenticationError(
-            f"Authentication failed at {self._token_url}: {said}. {advice}".rstrip(),
+            f"Authentication failed: {self._token_url} answered with HTTP status {status:d}:"
+            f" {said.rstrip('.')}. {advice}".rstrip(),
             error=error,
             error_description=description,
             status=status,
@@ -282,10 +393,17 @@ class AuthenticatorBase(AuthExtension):
         return ()
 
     def _clean(self, text: str) -> str:
-        for secret in (*self._secrets(), self.access_token or ""):
+        """Make a text that came from elsewhere fit for a log: one line, of bounded length, no secret."""
+        secrets = {secret for secret in (self.access_token, *self._secrets()) if secret}
+        forms = secrets.union(
+            encode(secret, errors="replace") for secret in secrets for encode in (quote, quote_plus)
+        )
+        for secret in sorted(forms, key=len, reverse=True):
+            # Anything shorter is no secret, and would tear every sentence apart.
             if len(secret) > 3:
                 text = text.replace(secret, "...")
-        return text[:500]
+        text = "".join(character if character.isprintable() else " " for character in text[:500])
+        return text.strip()
 
     async def _post(self, form: dict[str, str]) -> tuple[int, dict[str, Any]]:
         """Post a form to the token endpoint, with the client's session or one of its own.
@@ -294,9 +412,13 @@ class AuthenticatorBase(AuthExtension):
         :return: the HTTP status and the parsed answer
         :raises AuthenticationError: if there is no answer, or none that is understood
         """
-        lent = _LENT.get()
-        if lent is not None:
-            return await self._post_with(lent[0], lent[1], form)
+        if not is_secure(self._token_url):
+            raise AuthenticationError(
+                "Authentication failed: the token URL is not an https URL, nothing was sent there"
+            )
+        session, ssl = _LENT.get() or (None, None)
+        if session is not None and not session.closed:
+            return await self._post_with(session, ssl, form)
         async with aiohttp.ClientSession() as session:
             return await self._post_with(session, None, form)
 
@@ -312,22 +434,31 @@ class AuthenticatorBase(AuthExtension):
             ssl=ssl,
         )
         if isinstance(answer, _http.Failure):
-            raise AuthenticationError(
-                f"Network request failed: {self._clean(str(answer.error))}", retryable=True
+            raise self._unreachable(
+                str(answer.error), retryable=answer.trouble is not _http.Trouble.REJECTED
             ) from answer.error
+        self._clock_lag = _clock_lag(answer.headers.get("Date", ""))
         try:
             reply = _http.parse_json(answer.body, self.json_loads)
         except ValueError:
+            # Not chained: it might quote the body, and that a token.
             reply = None
-        if not isinstance(reply, dict) or answer.status >= 500 or answer.status == 429:
-            raise AuthenticationError(
-                f"Network request failed: {self._token_url} answered with HTTP status {answer.status} and"
-                f" {'an error' if isinstance(reply, dict) else 'no JSON object'}",
-                status=answer.status,
-                # A redirect or a missing page is a wrong URL; anything else may pass.
-                retryable=not 300 <= answer.status < 500 or answer.status in (408, 429),
+        if isinstance(reply, dict) and not 300 <= answer.status < 400:
+            return answer.status, reply
+        raise self._no_answer(answer)
+
+    def _no_answer(self, answer: _http.Answer) -> AuthenticationError:
+        status = answer.status
+        what, retryable = f"answered with HTTP status {status} and no JSON object", True
+        if 300 <= status < 400:
+            host, retryable = _host_of(answer.headers.get("Location", "")), False
+            what = (
+                f"sends elsewhere, with HTTP status {status} to host {host!r}, where the credentials do"
+                " not go unasked: if it is the org's host, give it as login_url"
             )
-        return answer.status, reply
+        elif status in _WRONG_URL:
+            what, retryable = f"{what}: nobody can log in there, check login_url", False
+        return self._unreachable(f"{self._token_url} {what}", status=status, retryable=retryable)
 
 
 class SecretMixin(AuthenticatorBase):
@@ -365,18 +496,12 @@ class SecretMixin(AuthenticatorBase):
     def _secrets(self) -> tuple[str, ...]:
         return (self.client_secret,)
 
-    async def _verify(self, reply: dict[str, Any]) -> None:
-        if not self._verify_signature:
-            return
-        message = f"{reply.get('id')}{reply.get('issued_at')}".encode()
-        digest = hmac.new(self.client_secret.encode(), message, hashlib.sha256).digest()
-        expected = base64.b64encode(digest)
-        if not hmac.compare_digest(expected, str(reply.get("signature")).encode()):
-            raise AuthenticationError(
-                "Authentication failed: the signature of the token endpoint's answer does not fit the"
-                " consumer secret, so the answer may have been changed on the way. If the secret is being"
-                " rotated, try its new value.",
-                status=200,
+    def _verify(self, reply: dict[str, Any]) -> None:
+        if self._verify_signature and not is_signed(reply, self.client_secret):
+            raise self._useless(
+                "its signature is missing or does not fit the consumer secret, so it may have been changed"
+                " on the way. While a secret is being rotated the answer may be signed with the other one:"
+                " try that, or do without verify_signature"
             )
 
 
@@ -452,7 +577,9 @@ class RefreshTokenAuthenticator(SecretMixin):
 
     With refresh token rotation the server gives a new refresh token each time and the old one is dead
     at once. The new one takes its place here, and is handed to *on_token_refreshed* before the access
-    token is used: store it there. A request that is cancelled is given a few seconds to bring it home.
+    token is used: store it there. If that fails, so does the log-in; the new token is kept here, and the
+    next log-in hands it over before anything else. A log-in that is cancelled is given three seconds to
+    bring the new token home. One refresh token must not be used by two authenticators at once.
 
     :param consumer_key: the consumer key of the app
     :param consumer_secret: its consumer secret
@@ -461,12 +588,13 @@ class RefreshTokenAuthenticator(SecretMixin):
     :param json_dumps: serialises what is sent
     :param json_loads: parses what is received
     :param login_url: a My Domain or Experience Cloud URL to log in at instead
-    :param on_token_refreshed: called with each new refresh token; plain or async
+    :param on_token_refreshed: called with each new refresh token; plain, then it must not block, or
+        async
     :param verify_signature: whether the answer's signature is checked
     :raises ValueError: if *login_url* cannot be logged in at
     """
 
-    _grace = ROTATION_GRACE
+    _finish_when_cancelled = True
 
     def __init__(
         self,
@@ -493,11 +621,14 @@ class RefreshTokenAuthenticator(SecretMixin):
         #: The refresh token; the newest one, where they rotate.
         self.refresh_token = refresh_token
         self._on_token_refreshed = on_token_refreshed
+        self._unstored = False
 
     def _secrets(self) -> tuple[str, ...]:
         return (*super()._secrets(), self.refresh_token)
 
     async def _authenticate(self) -> tuple[int, dict[str, Any]]:
+        # Not before the last one is stored: another rotation would only make matters worse.
+        await self._hand_over()
         form = {
             "grant_type": "refresh_token",
             "client_id": self.client_id,
@@ -509,21 +640,29 @@ class RefreshTokenAuthenticator(SecretMixin):
 
     async def _keep(self, reply: dict[str, Any]) -> None:
         token = reply.get("refresh_token")
-        if not isinstance(token, str) or not token or token == self.refresh_token:
+        if not isinstance(token, str) or not token.strip() or token == self.refresh_token:
             return
         self.refresh_token = token
-        if self._on_token_refreshed is None:
+        self._unstored = True
+        await self._hand_over()
+
+    async def _hand_over(self) -> None:
+        """Have the application store a new refresh token, if there is one."""
+        callback = self._on_token_refreshed
+        if not self._unstored or callback is None:
             return
         try:
-            outcome = self._on_token_refreshed(token)
+            outcome = callback(self.refresh_token)
             if inspect.isawaitable(outcome):
-                await outcome
+                await asyncio.wait_for(outcome, self.request_timeout)
         except Exception as error:
             raise AuthenticationError(
                 "Authentication failed: on_token_refreshed could not store the new refresh token"
-                f" ({type(error).__name__}); it is kept in memory, and the old one is not valid any more",
+                f" ({type(error).__name__}). It is kept in memory, and the next log-in hands it over again;"
+                " the old one is not valid any more",
                 retryable=True,
             ) from error
+        self._unstored = False
 
 
 class ClientCredentialsAuthenticator(SecretMixin):
@@ -535,7 +674,8 @@ class ClientCredentialsAuthenticator(SecretMixin):
     :param json_dumps: serialises what is sent
     :param json_loads: parses what is received
     :param verify_signature: whether the answer's signature is checked
-    :raises ValueError: if *login_url* cannot be logged in at
+    :raises ValueError: if *login_url* cannot be logged in at, or is login.salesforce.com or
+        test.salesforce.com
     """
 
     def __init__(
@@ -557,6 +697,11 @@ class ClientCredentialsAuthenticator(SecretMixin):
             login_url=login_url,
             verify_signature=verify_signature,
         )
+        if self._login_url in (LOGIN_URL, SANDBOX_LOGIN_URL):
+            raise ValueError(
+                f"the client credentials flow does not work at {self._login_url}: login_url should be the"
+                " org's My Domain, such as 'https://MyDomainName.my.salesforce.com'"
+            )
 
     async def _authenticate(self) -> tuple[int, dict[str, Any]]:
         return await self._post(
@@ -600,8 +745,9 @@ class JWTBearerAuthenticator(AuthenticatorBase):
         self.client_id = consumer_key
         #: The user.
         self.username = username
-        self._audience = audience or audience_of(self._login_url)
+        self._audience = audience or audience_of(self._login_url, sandbox=sandbox)
         self._key = _load_private_key(private_key)
+        self._assertion = ""
 
     def __repr__(self) -> str:
         """Name the consumer key and the user; nothing secret."""
@@ -610,34 +756,76 @@ class JWTBearerAuthenticator(AuthenticatorBase):
             f" login_url={self._login_url!r})"
         )
 
+    def _secrets(self) -> tuple[str, ...]:
+        return (self._assertion,)
+
     async def _authenticate(self) -> tuple[int, dict[str, Any]]:
+        status, reply = await self._assert(time.time())
+        if _is_expired(reply) and self._clock_lag is not None:
+            status, reply = await self._assert(time.time() + self._clock_lag)
+            if status == 200:
+                LOGGER.warning("%s", self._clock_advice() or "A JWT assertion expired on its way")
+        return status, reply
+
+    async def _assert(self, now: float) -> tuple[int, dict[str, Any]]:
+        """Send an assertion that is valid from *now* on, in seconds since the epoch."""
         import jwt
 
         claims = {
             "iss": self.client_id,
             "sub": self.username,
             "aud": self._audience,
-            "exp": int(time.time()) + ASSERTION_LIFETIME,
+            "exp": int(now) + ASSERTION_LIFETIME,
         }
+        self._assertion = jwt.encode(claims, self._key, algorithm="RS256")
         return await self._post(
             {
                 "grant_type": "urn:ietf:params:oauth:grant-type:jwt-bearer",
-                "assertion": jwt.encode(claims, self._key, algorithm="RS256"),
+                "assertion": self._assertion,
             }
+        )
+
+    def _refusal(self, status: int, reply: dict[str, Any]) -> AuthenticationError:
+        refusal = super()._refusal(status, reply)
+        if _is_expired(reply):
+            refusal.args = (f"{refusal} {self._clock_advice()}".rstrip(),)
+        return refusal
+
+    def _clock_advice(self) -> str:
+        if self._clock_lag is None or abs(self._clock_lag) < CLOCK_TOLERANCE:
+            return ""
+        direction = "behind" if self._clock_lag > 0 else "ahead of"
+        return (
+            f"This machine's clock is {abs(self._clock_lag):.0f} seconds {direction} that of"
+            f" {self._login_url}: set it right."
         )
 
 
 class AccessTokenAuthenticator(AuthenticatorBase):
     """A token that was obtained elsewhere: from a secret manager, the Salesforce CLI, another service.
 
-    :param instance_url: the base URL of the org's API
-    :param access_token: the token, or an async callable that gives it, which is called again when the
-        token is refused
-    :raises ValueError: if *instance_url* is not https
+    What a callable raises counts as a failure that may pass, and is tried again while the client
+    recovers; to say otherwise, let it raise :exc:`~aiosfstream.AuthenticationError`.
+
+    :param instance_url: the base URL of the org's API, with or without scheme
+    :param access_token: the token, or an async (or plain) callable that gives it, which is called again
+        when the token is refused
+    :raises TypeError: if *access_token* is neither
+    :raises ValueError: if *instance_url* is not https, or a fixed *access_token* cannot be one
     """
 
-    def __init__(self, instance_url: str, access_token: str | Callable[[], Awaitable[str]]) -> None:
-        super().__init__(login_url=instance_url)
+    def __init__(self, instance_url: str, access_token: str | TokenSource) -> None:
+        super().__init__()
+        self._login_url = self._token_url = normalize_login_url(instance_url, "instance_url")
+        if isinstance(access_token, str):
+            access_token = access_token.strip()
+            if not _is_header_safe(access_token):
+                raise ValueError("access_token should be text of printable ASCII characters")
+        elif not callable(access_token):
+            raise TypeError(
+                "access_token should be a str or a callable that gives one, not"
+                f" {type(access_token).__name__!r}"
+            )
         self._source = access_token
 
     def __repr__(self) -> str:
@@ -648,59 +836,110 @@ class AccessTokenAuthenticator(AuthenticatorBase):
         return (self._source,) if isinstance(self._source, str) else ()
 
     async def reauthenticate(self, refused: str | None) -> None:
-        """Ask for another token.
+        """Ask for another token, unless somebody else has done so already.
 
-        :raises AuthenticationError: if the token is fixed, or the callable fails
+        :param refused: the ``Authorization`` header that was refused
+        :raises AuthenticationError: if the token is fixed; if the callable fails, or gives the refused
+            token once more
         """
-        if isinstance(self._source, str) and self.authorization in (None, refused):
+        if self.authorization not in (None, refused):
+            return
+        if isinstance(self._source, str) and refused is not None:
+            self._reset()
             raise AuthenticationError(
                 "Authentication failed: the access token was refused, and a fixed token cannot be renewed;"
                 " open a client with a new one, or give AccessTokenAuthenticator an async callable"
             )
         await super().reauthenticate(refused)
+        if self.authorization == refused:
+            raise AuthenticationError(
+                "Authentication failed: the callable that should give a new access token gave the one that"
+                " was refused",
+                retryable=True,
+            )
 
     async def _authenticate(self) -> tuple[int, dict[str, Any]]:
         token: Any = self._source
         if not isinstance(token, str):
-            try:
-                token = await token()
-            except Exception as error:
-                raise AuthenticationError(
-                    "Network request failed: the callable that should give an access token raised"
-                    f" {type(error).__name__}",
-                    retryable=True,
-                ) from error
+            token = await self._ask(token)
         return 200, {"access_token": token, "instance_url": self._login_url}
 
+    async def _ask(self, source: TokenSource) -> str:
+        try:
+            token: Any = source()
+            if inspect.isawaitable(token):
+                token = await token
+        except AuthenticationError:
+            raise
+        except Exception as error:
+            raise AuthenticationError(
+                "Network request failed: the callable that should give an access token raised"
+                f" {type(error).__name__}, see the cause",
+                retryable=True,
+            ) from error
+        if not isinstance(token, str):
+            raise AuthenticationError(
+                "Authentication failed: the callable should give an access token as a str, not as"
+                f" {type(token).__name__!r}"
+            )
+        if not _is_header_safe(token.strip()):
+            raise AuthenticationError(
+                "Authentication failed: the access token from the callable is empty, or has characters"
+                " that no header may have"
+            )
+        return token.strip()
 
-def normalize_login_url(url: str) -> str:
+    def _failure(self, error: Exception) -> AuthenticationError:
+        if isinstance(error, asyncio.TimeoutError):
+            return AuthenticationError(
+                "Network request failed: the callable gave no access token within"
+                f" {self.request_timeout:g} seconds",
+                retryable=True,
+            )
+        return super()._failure(error)
+
+
+def normalize_login_url(url: str, name: str = "login_url") -> str:
     """Give the base of the OAuth endpoints for what a user calls their login URL.
 
     :param url: a host or URL, with or without scheme, path and trailing slash
+    :param name: what an error calls it
     :return: scheme, host and path without a slash at the end
     :raises ValueError: if it cannot be logged in at
     """
     text = url.strip() if isinstance(url, str) else ""
-    if not text:
+    parts = _split(text if "://" in text else f"https://{text}")
+    if not text or parts is None:
         raise ValueError(
-            "login_url should be a URL such as 'https://MyDomainName.my.salesforce.com'"
+            f"{name} should be a host or a URL, such as 'https://MyDomainName.my.salesforce.com'"
         )
-    parts = urlsplit(text if "://" in text else f"https://{text}")
-    host = (parts.hostname or "").lower()
-    if not host or parts.query or parts.fragment or parts.username is not None:
+    # Not quoted: what stands there may be a password.
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError(f"{name} should be a host with nothing but a path: no user, no query")
+    if not is_secure(text if "://" in text else f"https://{text}"):
         raise ValueError(
-            f"login_url should be a host with nothing but a path behind it, not {url!r:.200}"
+            f"{name} should be an https URL, since credentials go there: {text!r:.200}"
         )
-    if not is_secure(parts.geturl()):
-        raise ValueError(
-            f"login_url should be an https URL, since a password goes there: {url!r:.200}"
-        )
+    host = parts.hostname or ""
     better = _my_domain_of(host)
     if better is not None:
         raise ValueError(
-            f"{host} is a host of the user interface, nobody can log in there: use {better}"
+            f"{name} should not be {host}, which serves the user interface only: use {better}"
         )
-    return f"{parts.scheme}://{parts.netloc}{parts.path.removesuffix(TOKEN_PATH).rstrip('/')}"
+    path = parts.path.rstrip("/").removesuffix(TOKEN_PATH).removesuffix(AUTHORIZE_PATH).rstrip("/")
+    return f"{parts.scheme}://{parts.netloc.lower()}{path}"
+
+
+def _split(url: str) -> SplitResult | None:
+    """Split a URL, or give None for what is none."""
+    if not re.fullmatch(r"[!-~]+", url):
+        return None
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        return None
+    return parts if re.fullmatch(r"[a-z0-9._-]+|[0-9a-f:.]+", host) else None
 
 
 def _my_domain_of(host: str) -> str | None:
@@ -716,14 +955,26 @@ def is_secure(url: str) -> bool:
 
     :param url: a URL
     """
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-    except ValueError:
+    parts = _split(url)
+    if parts is None:
         return False
-    if parts.scheme == "https":
-        return bool(host)
-    return parts.scheme == "http" and is_loopback(host)
+    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+
+
+def _is_header_safe(token: str) -> bool:
+    return re.fullmatch(r"[!-~]([ -~]*[!-~])?", token) is not None
+
+
+def _is_base_url(url: str) -> bool:
+    """Say whether the path of an API can be put behind *url*, and a token be sent there."""
+    parts = _split(url)
+    return (
+        parts is not None
+        and is_secure(url)
+        and "@" not in parts.netloc
+        and "?" not in url
+        and "#" not in url
+    )
 
 
 def is_loopback(host: str) -> bool:
@@ -739,90 +990,158 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def audience_of(login_url: str) -> str:
+def _host_of(url: str) -> str:
+    parts = _split(url)
+    return (parts.hostname if parts is not None else None) or "unknown"
+
+
+def audience_of(login_url: str, *, sandbox: bool = False) -> str:
     """Give the audience of a JWT assertion.
 
-    A My Domain URL is not documented as one: production and sandbox hosts stand for it. An Experience
-    Cloud site is its own audience.
+    A My Domain URL is not documented as one: login.salesforce.com stands for those of production,
+    test.salesforce.com for those of sandboxes and scratch orgs. An Experience Cloud site, on Salesforce's
+    domain or one of its own, is its own audience.
 
     :param login_url: a normalized login URL
+    :param sandbox: whether the org is known to be a sandbox
     :return: the ``aud`` claim
     """
-    host = urlsplit(login_url).hostname or ""
-    if host.endswith((".my.site.com", ".force.com")):
+    parts = urlsplit(login_url)
+    host = parts.hostname or ""
+    is_org = host.endswith(".salesforce.com") or is_loopback(host)
+    if parts.path or not is_org:
         return login_url
-    if host == "test.salesforce.com" or ".sandbox.my." in host:
+    labels = host.split(".")
+    # Before enhanced domains a sandbox had no label of its own, just its name behind two dashes.
+    if sandbox or "--" in labels[0] or {"test", "sandbox", "scratch"} & set(labels[:-2]):
         return SANDBOX_LOGIN_URL
     return LOGIN_URL
 
 
+def is_signed(reply: Mapping[str, Any], secret: str) -> bool:
+    """Say whether an answer of the token endpoint is signed with the consumer secret.
+
+    The signature is the base64 form of an HMAC with SHA-256 over ``id`` and ``issued_at`` (REST API
+    Developer Guide, "Understanding the Username-Password OAuth Authentication Flow").
+
+    :param reply: the answer
+    :param secret: the consumer secret
+    """
+    signed = [reply.get(name) for name in ("id", "issued_at", "signature")]
+    if not all(isinstance(value, str) for value in signed):
+        return False
+    identity, issued_at, signature = (str(value).encode(errors="replace") for value in signed)
+    digest = hmac.new(secret.encode(), identity + issued_at, hashlib.sha256).digest()
+    return hmac.compare_digest(base64.b64encode(digest), signature)
+
+
+def _is_expired(reply: Mapping[str, Any]) -> bool:
+    """Say whether a JWT assertion had expired when it arrived."""
+    return "expired authorization code" in str(reply.get("error_description")).lower()
+
+
+def _clock_lag(date: str) -> float | None:
+    """Say how many seconds a server's clock, as in its ``Date`` header, is ahead of ours."""
+    try:
+        return parsedate_to_datetime(date).timestamp() - time.time()
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+
+
+#: What to do about errors that pass, by the token endpoint's code.
 _TEMPORARY: Final = {
-    "rate_limit_exceeded": "Too many log-ins; wait, up to an hour.",
-    "server_error": "Salesforce has a problem; try again later.",
-    "service_unavailable": "Salesforce is not available; try again later.",
-    "system_down": "Salesforce is down; try again later.",
-    "slow_down": "Too many requests; try again later.",
-    "unknown_error": "Salesforce does not say why; try again later.",
+    "rate_limit_exceeded": "There were too many log-ins (Salesforce allows 3,600 an hour and user):"
+    " wait, up to an hour.",
+    "server_error": "Salesforce has a problem: try again later.",
+    "service_unavailable": "Salesforce is not available: try again later.",
+    "system_down": "Salesforce is down: try again later.",
+    "slow_down": "There were too many requests: try again later.",
+    "unknown_error": "Salesforce does not say why: try again later.",
 }
 
-#: What to do, by what the token endpoint says; the first that fits.
+#: What to do about errors that stay, by the token endpoint's explanation: the first that fits.
 _ADVICE: Final = (
     (
         r"authentication failure",
-        "Check the username, and the password with the security token behind it. Orgs created in Summer '23"
-        " or later block the username-password flow: allow it in Setup > OAuth and OpenID Connect Settings,"
-        " or use another flow. The user's Login History shows the true reason.",
+        "Check the username, the password with the security token behind it, and that it is the right org:"
+        " a sandbox logs in at test.salesforce.com or its own My Domain. Orgs created in Summer '23 or later"
+        " block the username-password flow: use another one, or allow it in Setup > OAuth and OpenID Connect"
+        " Settings. The user's Login History has the true reason.",
+    ),
+    (
+        r"ip restricted|login hours",
+        "The user may not log in from this address or at this time: check the login IP ranges and login hours"
+        " of the user's profile, and the app's IP relaxation policy.",
     ),
     (
         r"expired access/refresh token",
-        "The refresh token has expired, was revoked or was rotated; a person must authorize the app again.",
+        "The refresh token has expired, was revoked or was replaced by a newer one. A user has five approvals"
+        " an app, the oldest goes first. Somebody has to authorize the app again: aiosfstream login.",
     ),
     (
-        r"user hasn.t approved this consumer",
-        'Pre-authorize the user: set the app\'s policy to "Admin approved users are pre-authorized" and add'
-        " the user's profile or permission set.",
+        r"hasn.t approved|not approved|user is not admin approved",
+        'Pre-authorize the user: in the app\'s policies choose "Admin approved users are pre-authorized" and'
+        " add a profile or permission set of the user.",
     ),
     (
         r"audience",
-        "The assertion's audience should be https://login.salesforce.com, https://test.salesforce.com for a"
+        "The assertion's audience has to be https://login.salesforce.com, https://test.salesforce.com for a"
         " sandbox, or the Experience Cloud site's URL: check sandbox, login_url and audience.",
     ),
     (
         r"expired authorization code",
-        "The assertion had expired when it arrived: check this machine's clock.",
+        "The assertion or code had expired when it arrived: check this machine's clock.",
     ),
     (
-        r"invalid assertion",
-        "Check that the private key belongs to the certificate that was uploaded to the app.",
+        r"invalid assertion|signature",
+        "Check that the private key belongs to the certificate that was uploaded to the app, and that"
+        " consumer key and username are right.",
     ),
     (
         r"not supported on this domain",
-        "This flow needs the org's My Domain: give login_url='https://MyDomainName.my.salesforce.com'.",
+        "This flow needs the org's My Domain: login_url='https://MyDomainName.my.salesforce.com'.",
     ),
     (
         r"no client credentials user",
-        'Choose an execution user ("Run As") for the client credentials flow in the app\'s policies.',
+        'Choose the user that the client credentials flow runs as ("Run As") in the app\'s policies.',
+    ),
+    (
+        r"inactive user|user is inactive",
+        "The user is deactivated or frozen: an administrator can activate it.",
+    ),
+    (
+        r"inactive org",
+        "The org is locked, closed or suspended: ask Salesforce.",
     ),
 )
 
+#: What to do about errors that stay and have no telling explanation, by the token endpoint's code.
 _ADVICE_BY_CODE: Final = {
-    "invalid_client_id": "Check the consumer key; that of a new app can take ten minutes to be known.",
-    "invalid_client": "Check the consumer secret.",
-    "invalid_request": "The request was not understood; check login_url.",
-    "unsupported_grant_type": "This login URL does not offer the flow.",
-    "oauth_flow_disabled": "Enable the flow in the app or in Setup > OAuth and OpenID Connect Settings.",
-    "invalid_app_access": "Give the user access to the app.",
-    "app_blocked": "An administrator has blocked the app; unblock it.",
-    "app_not_found": "The app is not installed in this org.",
-    "oauth_policy_not_found": "The app has no OAuth policy in this org; install it.",
-    "invalid_scope": 'The app lacks the scope "api".',
-    "inactive_user": "The user is deactivated.",
-    "inactive_org": "The org is locked, closed or suspended; contact Salesforce.",
+    "invalid_client_id": "Check the consumer key, and that it is the app's org; a new app can take ten minutes"
+    " to be known.",
+    "invalid_client": "Check the consumer secret; that of a new app can take ten minutes to be known.",
+    "invalid_client_credentials": "Check the consumer secret.",
+    "invalid_request": "Check login_url: the token endpoint did not understand the request.",
+    "unsupported_grant_type": "Check login_url and the app: this flow is not offered there.",
+    "invalid_scope": 'Add the scope "Manage user data via APIs (api)" to the app.',
+    "invalid_app_access": "Give the user access to the app, in its policies.",
+    "app_blocked": "An administrator has blocked the app in this org and can unblock it.",
+    "app_not_found": "Install the app in this org.",
+    "oauth_flow_disabled": "Enable the flow in the app's settings, or in Setup > OAuth and OpenID Connect"
+    " Settings.",
+    "oauth_policy_not_found": "Install the app in this org: it has no OAuth policies there.",
+    "inactive_user": "The user is deactivated or frozen: an administrator can activate it.",
+    "inactive_org": "The org is locked, closed or suspended: ask Salesforce.",
+    "access_denied": "The user did not allow it, or may not use the app.",
+    "redirect_uri_mismatch": "Add the redirect's URL to the app's callback URLs, letter by letter.",
 }
 
 
 def advise(error: str, description: str, status: int) -> tuple[str, bool]:
     """Say what to do about a refusal, and whether trying again later can help.
+
+    The codes are those of Salesforce's token endpoint, the explanations the ones seen with
+    ``invalid_grant`` (Salesforce Help, "OAuth 2.0 Authorization Errors", and reports of users).
 
     :param error: the token endpoint's error code
     :param description: its explanation
@@ -831,7 +1150,8 @@ def advise(error: str, description: str, status: int) -> tuple[str, bool]:
     """
     if error in _TEMPORARY:
         return _TEMPORARY[error], True
-    if re.search(r"\brate\b", f"{error} {description}", re.I):
+    # Which code comes with it is not documented.
+    if re.search(r"(?<![a-z])rate(?![a-z])", f"{error} {description}", re.I):
         return _TEMPORARY["rate_limit_exceeded"], True
     for pattern, advice in _ADVICE:
         if re.search(pattern, description, re.I):
@@ -841,29 +1161,34 @@ def advise(error: str, description: str, status: int) -> tuple[str, bool]:
 
 def _load_private_key(private_key: str | bytes) -> Any:
     try:
+        from cryptography.exceptions import UnsupportedAlgorithm
         from jwt.algorithms import RSAAlgorithm
+        from jwt.exceptions import PyJWTError
     except ImportError as error:
         raise ImportError(
             "JWTBearerAuthenticator needs PyJWT with cryptography: pip install 'aiosfstream[jwt]'"
         ) from error
     try:
-        return RSAAlgorithm(RSAAlgorithm.SHA256).prepare_key(private_key)
-    except Exception:
+        key = RSAAlgorithm(RSAAlgorithm.SHA256).prepare_key(private_key)
+    except (PyJWTError, UnsupportedAlgorithm, TypeError, ValueError):
         # Not chained: the cause might quote the key.
-        raise ValueError(
-            "private_key should be an RSA private key in PEM format, without a passphrase"
-        ) from None
+        raise ValueError(_BAD_KEY) from None
+    # A public key is taken as well, to verify with.
+    if not hasattr(key, "private_numbers"):
+        raise ValueError(_BAD_KEY)
+    return key
 
 
-async def _wait_uninterrupted(task: asyncio.Task[None], timeout: float) -> None:
-    """Wait for *task*, also while the calling task is cancelled once more."""
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """Take note of a task's exception, which nobody may wait for any more."""
+    if not task.cancelled():
+        task.exception()
+
+
+async def _wait_patiently(task: asyncio.Task[None], timeout: float) -> None:
+    """Wait for *task*, whether or not the caller is cancelled once more meanwhile."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
-    cancelled = False
     while not task.done() and (left := deadline - loop.time()) > 0:
-        try:
-            await asyncio.wait([task], timeout=left)
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait({task}, timeout=left)
