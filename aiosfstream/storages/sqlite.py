@@ -462,6 +462,7 @@ _ADVICE: Final = {
     "readonly": "Allow this program to write the file and its folder.",
     "unable to open": "Look whether its folder exists and this program may write there.",
     "full": "Make room on the disk.",
+    "disk I/O": "Look at the disk, which may be full or failing.",
     "locked": "Another process keeps it locked.",
 }
 

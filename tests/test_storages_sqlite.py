@@ -1,0 +1,721 @@
+"""Markers in an SQLite file: killed, full, locked, shared, and never ahead of the application."""
+
+import asyncio
+import contextlib
+import gc
+import random
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiosfstream import ReplayError, ReplayMarker, ReplayOption, SQLiteStorage
+from aiosfstream.replay import MappingStorage
+from aiosfstream.storages import sqlite
+from aiosfstream.testing import StreamingServer
+from tests.support import client_for, receive, until
+
+CHANNEL = "/event/Low_Ink__e"
+OLD, MIDDLE, NEW = (
+    "2017-04-09T18:31:40.517Z",
+    "2017-04-09T18:31:40.518Z",
+    "2018-01-01T00:00:00.000Z",
+)
+
+
+def event(replay_id: Any, date: Any = NEW, channel: str = CHANNEL) -> dict[str, Any]:
+    """Return a platform event."""
+    data = {"payload": {"CreatedDate": date}, "event": {"replayId": replay_id}}
+    return {"channel": channel, "data": data}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "markers.db"
+
+
+def committed(path: Path, channel: str = CHANNEL) -> Any:
+    """Look into the file as another program would; None if the channel has no marker there."""
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        try:
+            row = database.execute(
+                "SELECT replay_id FROM replay_markers WHERE channel = ?", (channel,)
+            ).fetchone()
+        except sqlite3.OperationalError:
+            return None
+    return None if row is None else row[0]
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep others from writing, as another process that writes does."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        yield
+        database.execute("ROLLBACK")
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a locked file fail at once."""
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.02)
+
+
+# Keeping
+
+
+async def test_a_marker_is_one_row(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        for number in range(3):
+            await storage.extract_replay_id(event(number))
+            await storage.flush()
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        rows = database.execute("SELECT * FROM replay_markers").fetchall()
+        assert rows == [(CHANNEL, NEW, 1514764800.0, "2")]
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.mark.parametrize("make", [str, Path])
+async def test_it_can_be_used_without_being_entered_and_again_after_close(
+    path: Path, make: Callable[[Path], Any]
+) -> None:
+    storage = SQLiteStorage(make(path))
+    await storage.extract_replay_id(event(1))
+    assert await storage.get_replay_marker(CHANNEL) == ReplayMarker(NEW, 1)
+    await storage.close()
+    await storage.close()
+    assert committed(path) == "1"
+    await storage.extract_replay_id(event(2))
+    assert await storage.get_replay_id(CHANNEL) == 2
+    await storage.close()
+    assert committed(path) == "2"
+
+
+async def test_a_default_serves_channels_without_a_marker(path: Path) -> None:
+    async with SQLiteStorage(path, default_id=ReplayOption.ALL_EVENTS) as storage:
+        assert await storage.get_replay_id(CHANNEL) == -2
+        await storage.extract_replay_id(event(0))
+        assert await storage.get_replay_id(CHANNEL) == 0
+
+
+def test_its_repr_names_the_file() -> None:
+    assert repr(SQLiteStorage("a.db")) == "SQLiteStorage('a.db', default_id=None)"
+
+
+async def test_an_event_without_an_id_is_passed_over(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        await storage.extract_replay_id(event(None))
+        assert await storage.get_replay_marker(CHANNEL) is None
+
+
+async def test_what_cannot_be_written_as_utf_8(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        await storage.extract_replay_id(event("\ud800", "\ud800", "/event/\ud800"))
+        await storage.flush()
+        found = await storage.get_replay_marker("/event/\ud800")
+        assert found == ReplayMarker("?", "\ud800")  # type: ignore[arg-type]
+
+
+async def test_what_json_cannot_express_is_refused_and_spoils_nothing(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        await storage.extract_replay_id(event(1))
+        marker: Any = ReplayMarker(NEW, object())  # type: ignore[arg-type]
+        with pytest.raises(ReplayError, match="cannot be stored"):
+            await storage.set_replay_marker(CHANNEL, marker)
+        await storage.flush()
+    assert committed(path) == "1"
+
+
+def test_a_storage_may_outlive_its_event_loop(path: Path) -> None:
+    storage = SQLiteStorage(path)
+
+    async def store(number: int) -> None:
+        await storage.extract_replay_id(event(number))
+
+    async def store_and_flush(number: int) -> None:
+        await asyncio.gather(*(storage.extract_replay_id(event(number)) for _ in range(3)))
+        await asyncio.gather(storage.flush(), storage.flush())
+
+    asyncio.run(store(1))
+    asyncio.run(store_and_flush(2))
+    assert committed(path) == "2"
+    asyncio.run(store(3))
+    asyncio.run(storage.close())
+    assert committed(path) == "3"
+
+
+async def test_forgetting_to_close_leaves_no_file_open(path: Path) -> None:
+    storage: Any = SQLiteStorage(path)
+    await storage.set_replay_marker(CHANNEL, ReplayMarker(NEW, 1))
+    threads = [t for t in threading.enumerate() if t.name.startswith("aiosfstream sqlite")]
+    assert len(threads) == 1
+    del storage
+    gc.collect()
+    threads[0].join(10)
+    assert not threads[0].is_alive()
+    # An open connection would keep the log beside the file.
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+# Committing in groups
+
+
+async def test_a_turn_of_the_loop_is_committed_without_being_asked(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        for number in range(5):
+            await storage.extract_replay_id(event(number))
+        assert committed(path) is None
+        await until(lambda: committed(path) == "4")
+
+
+async def test_what_comes_during_a_commit_is_committed_behind_it(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        with locked(path):
+            await storage.extract_replay_id(event(1))
+            await until(lambda: storage._job is not None)
+            await storage.extract_replay_id(event(2))
+            await asyncio.sleep(0)
+        await until(lambda: committed(path) == "2")
+
+
+@pytest.mark.parametrize("direct", [False, True])
+async def test_a_long_turn_is_committed_while_it_lasts(path: Path, direct: bool) -> None:
+    async with SQLiteStorage(path) as storage:
+        store = storage.direct_store() if direct else storage.store_nowait
+        assert store is not None
+        deadline = time.monotonic() + 10
+        number = 0
+        while committed(path) is None and time.monotonic() < deadline:
+            number += 1
+            store(event(number))
+        assert 1 <= int(committed(path)) <= number
+
+
+async def test_flush_commits_all_that_came_before_it(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        for number in range(50):
+            await storage.extract_replay_id(event(number))
+            if number % 3:
+                await asyncio.sleep(0)
+            await storage.flush()
+            assert committed(path) == str(number)
+
+
+async def test_flushing_at_the_same_time(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+
+        async def store(number: int) -> None:
+            channel = f"/event/{number}"
+            await storage.extract_replay_id(event(number, channel=channel))
+            await storage.flush()
+            assert committed(path, channel) == str(number)
+
+        await asyncio.gather(*(store(number) for number in range(30)))
+
+
+async def test_commit_each_has_it_on_the_disk_before_the_message_goes_on(path: Path) -> None:
+    async with SQLiteStorage(path, commit_each=True) as storage:
+        assert storage.direct_store() is None
+        for number in range(3):
+            await storage.extract_replay_id(event(number))
+            assert committed(path) == str(number)
+        assert storage._database is not None
+        assert storage._database.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
+async def test_a_marker_is_read_before_it_is_committed(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        await storage.set_replay_marker(CHANNEL, ReplayMarker(OLD, 1))
+        storage.store_nowait(event(3, NEW))
+        assert await storage.get_replay_marker(CHANNEL) == ReplayMarker(NEW, 3)
+        storage.store_nowait(event(2, MIDDLE))
+        assert await storage.get_replay_marker(CHANNEL) == ReplayMarker(NEW, 3)
+
+
+async def test_what_is_pending_does_not_hide_what_is_newer(path: Path) -> None:
+    async with SQLiteStorage(path) as storage, SQLiteStorage(path) as other:
+        await other.set_replay_marker(CHANNEL, ReplayMarker(NEW, 9))
+        storage.store_nowait(event(1, OLD))
+        assert await storage.get_replay_marker(CHANNEL) == ReplayMarker(NEW, 9)
+
+
+async def test_the_first_message_behind_a_fallback_overwrites(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        await storage.set_replay_marker(CHANNEL, ReplayMarker(NEW, 90))
+        before, first, second = event(91, OLD), event(1, OLD), event(2, MIDDLE)
+        storage._overwrite_with(first)
+        store = storage.direct_store()
+        assert store is not None
+        for message in (before, first, second):
+            store(message)
+        assert await storage.get_replay_marker(CHANNEL) == ReplayMarker(MIDDLE, 2)
+        await storage.flush()
+        assert await storage.get_replay_marker(CHANNEL) == ReplayMarker(MIDDLE, 2)
+
+
+@pytest.mark.parametrize("hook", ["extract_replay_id", "get_message_date"])
+def test_there_is_no_direct_way_around_a_hook(hook: str) -> None:
+    subclass = type("Storage", (SQLiteStorage,), {hook: lambda *args: None})
+    assert subclass("markers.db").direct_store() is None
+    storage = SQLiteStorage("markers.db")
+    assert storage.direct_store() is not None
+    vars(storage)["extract_replay_id"] = None
+    assert storage.direct_store() is None
+
+
+async def test_the_direct_way_has_the_results_of_a_mapping(path: Path) -> None:
+    rng = random.Random(7)
+    dates = [OLD, MIDDLE, NEW, None, "1501010206653", "2017-04-09T18:31:40+0000", "", 5]
+    mapping = MappingStorage({})
+    async with SQLiteStorage(path) as storage:
+        for storing in (mapping, storage):
+            storing._aliases = {"/event/A": "/event/*"}
+        stores = storage.direct_store(), mapping.direct_store()
+        for _ in range(2000):
+            channel = rng.choice([CHANNEL, "/event/A", "/event/B"])
+            message = event(rng.randrange(100), rng.choice(dates), channel)
+            if rng.random() < 0.05:
+                mapping._overwrite_with(message)
+                storage._overwrite_with(message)
+            for store in stores:
+                assert store is not None
+                store(message)
+            if rng.random() < 0.02:
+                await storage.flush()
+        for channel in (CHANNEL, "/event/*", "/event/B"):
+            assert await storage.get_replay_marker(channel) == mapping.mapping[channel]
+
+
+# Files that cannot be used
+
+
+def not_a_database(path: Path) -> None:
+    path.write_text("These are the minutes of a meeting, and no database.\n" * 50, "utf-8")
+
+
+def something_else(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("CREATE TABLE customers (name TEXT)")
+
+
+def folder(path: Path) -> None:
+    path.mkdir()
+
+
+def no_folder(path: Path) -> None:
+    path.parent.rmdir()
+
+
+def content(path: Path) -> bytes | None:
+    """Return what is in a file, None if there is no file."""
+    return path.read_bytes() if path.is_file() else None
+
+
+def put_in_the_way(path: Path) -> None:
+    """Make the file unusable."""
+    for entry in path.parent.iterdir():
+        entry.unlink()
+    path.mkdir()
+
+
+def clear_the_way(path: Path) -> None:
+    """Make it usable again."""
+    path.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "sentence"),
+    [
+        (not_a_database, "file is not a database. Give the storage a path of its own"),
+        (something_else, "a database of something else. Give the storage a path of its own"),
+        (folder, "unable to open database file. Look whether its folder exists"),
+        (no_folder, "unable to open database file. Look whether its folder exists"),
+    ],
+)
+async def test_a_file_that_cannot_be_used_is_left_alone(
+    path: Path, prepare: Callable[[Path], None], sentence: str
+) -> None:
+    prepare(path)
+    before = content(path)
+    storage = SQLiteStorage(path)
+    with pytest.raises(ReplayError, match=sentence) as caught:
+        await storage.__aenter__()
+    assert repr(str(path)) in str(caught.value)
+    with pytest.raises(ReplayError, match=sentence):
+        await storage.insert_replay_id({"channel": "/meta/subscribe", "subscription": CHANNEL})
+    await storage.extract_replay_id(event(1))
+    with pytest.raises(ReplayError, match=sentence):
+        await storage.flush()
+    with pytest.raises(ReplayError, match=sentence):
+        await storage.close()
+    assert content(path) == before
+
+
+async def test_when_the_file_can_be_used_after_all_nothing_is_lost(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put_in_the_way(path)
+    storage = SQLiteStorage(path)
+    store = storage.direct_store()
+    assert store is not None
+    for number in range(5):
+        store(event(number))
+        with pytest.raises(ReplayError, match="unable to open"):
+            await storage.flush()
+    assert len([record for record in caplog.records if record.name == sqlite.LOGGER.name]) == 1
+    clear_the_way(path)
+    store(event(7, channel="/event/Other__e"))
+    await storage.flush()
+    assert committed(path) == "4"
+    assert committed(path, "/event/Other__e") == "7"
+    await storage.close()
+
+
+async def test_a_group_that_failed_goes_along_with_the_next_turn(path: Path) -> None:
+    put_in_the_way(path)
+    storage = SQLiteStorage(path)
+    storage.store_nowait(event(1))
+    await until(lambda: storage._failing)
+    clear_the_way(path)
+    storage.store_nowait(event(2, channel="/event/Other__e"))
+    await until(lambda: committed(path) == "1")
+    assert committed(path, "/event/Other__e") == "2"
+    await storage.close()
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_what_failed_is_merged_with_what_came_meanwhile(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        await storage.set_replay_marker(CHANNEL, ReplayMarker(NEW, 90))
+        with locked(path):
+            first = event(1, MIDDLE)
+            storage._overwrite_with(first)
+            storage.store_nowait(first)
+            storage.store_nowait(event(5, NEW, "/event/Other__e"))
+            flushing = asyncio.create_task(storage.flush())
+            await until(lambda: storage._job is not None)
+            storage.store_nowait(event(2, OLD))
+            storage.store_nowait(event(4, MIDDLE, "/event/Other__e"))
+            with pytest.raises(ReplayError, match="locked. Another process"):
+                await flushing
+        await storage.flush()
+        assert await storage.get_replay_marker(CHANNEL) == ReplayMarker(MIDDLE, 1)
+    assert committed(path, "/event/Other__e") == "5"
+
+
+async def test_a_locked_file_does_not_hold_up_the_loop(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        with locked(path):
+            flushing = asyncio.create_task(storage.set_replay_marker(CHANNEL, ReplayMarker(NEW, 1)))
+            await until(lambda: storage._job is not None and storage._job.running())
+            started = time.monotonic()
+            for _ in range(1000):
+                await asyncio.sleep(0)
+            assert time.monotonic() - started < sqlite.BUSY_TIMEOUT / 2
+            assert not flushing.done()
+        await flushing
+    assert committed(path) == "1"
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_marker_that_stays_locked_out_is_an_error_and_kept(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        with locked(path), pytest.raises(ReplayError, match="locked"):
+            await storage.set_replay_marker(CHANNEL, ReplayMarker(NEW, 1))
+        await storage.flush()
+    assert committed(path) == "1"
+
+
+async def test_cancelling_a_flush_loses_nothing(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        with locked(path):
+            storage.store_nowait(event(1))
+            flushing = asyncio.create_task(storage.flush())
+            await until(lambda: storage._job is not None)
+            flushing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await flushing
+            storage.store_nowait(event(2))
+        await storage.flush()
+        assert committed(path) == "2"
+
+
+def run_python(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a program in a process of its own."""
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+READ_ONLY = """
+import asyncio, os, sys
+from aiosfstream import ReplayError, SQLiteStorage
+from aiosfstream.replay import ReplayMarker
+# Root may write everything.
+if os.getuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+async def main():
+    storage = SQLiteStorage(sys.argv[1])
+    try:
+        await storage.set_replay_marker("/u/Other", ReplayMarker("", 1))
+    except ReplayError as error:
+        print(error)
+    try:
+        await storage.__aenter__()
+    except ReplayError as error:
+        print(error)
+asyncio.run(main())
+"""
+
+
+@contextlib.contextmanager
+def read_only(path: Path) -> Iterator[None]:
+    """Let everybody read the file and nobody write it."""
+    above = [entry for entry in path.parents if not entry.stat().st_mode & 0o001]
+    modes = {entry: entry.stat().st_mode for entry in (path, path.parent, *above)}
+    try:
+        for entry in above:
+            entry.chmod(modes[entry] | 0o011)
+        path.parent.chmod(0o555)
+        path.chmod(0o444)
+        yield
+    finally:
+        for entry, mode in modes.items():
+            entry.chmod(mode)
+
+
+async def test_a_file_that_may_only_be_read(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        await storage.set_replay_marker(CHANNEL, ReplayMarker(NEW, 1))
+    with read_only(path):
+        done = run_python(READ_ONLY, path)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == second
+    assert "attempt to write a readonly database. Allow this program to write" in first
+    assert committed(path) == "1"
+
+
+async def test_a_database_that_is_full(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        await storage.extract_replay_id(event(1))
+        await storage.flush()
+        assert storage._database is not None
+        storage._database.execute("PRAGMA max_page_count = 1")
+        for number in range(200):
+            storage.store_nowait(event(number, channel=f"/u/{number}"))
+        with pytest.raises(ReplayError, match="full. Make room on the disk"):
+            await storage.flush()
+        # The limit was that of the connection, so now there is room.
+        await storage.flush()
+    assert [committed(path, f"/u/{number}") for number in (0, 199)] == ["0", "199"]
+
+
+FULL_DISK = """
+import asyncio, resource, sys
+from aiosfstream import ReplayError, SQLiteStorage
+from aiosfstream.replay import ReplayMarker
+def event(number):
+    data = {"event": {"createdDate": "2018-01-01T00:00:00.000Z", "replayId": number}}
+    return {"channel": f"/u/{number}", "data": data}
+async def main():
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    async with SQLiteStorage(sys.argv[1]) as storage:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, unlimited[1]))
+        number, error = 0, None
+        while error is None and number < 20_000:
+            number += 1
+            await storage.extract_replay_id(event(number))
+            try:
+                await storage.flush()
+            except ReplayError as caught:
+                error = caught
+        print(error)
+        await storage.extract_replay_id(event(number + 1))
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+        await storage.flush()
+        print(number + 1)
+asyncio.run(main())
+"""
+
+
+def test_a_full_disk_is_an_error_and_nothing_is_lost(path: Path) -> None:
+    done = run_python(FULL_DISK, path)
+    assert done.returncode == 0, done.stderr
+    error, count = done.stdout.splitlines()
+    assert f"The marker file {str(path)!r} cannot be used: " in error
+    assert "full" in error
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        found = database.execute("SELECT count(*) FROM replay_markers").fetchone()
+        assert found == (int(count),)
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+# More than one process
+
+WRITER = """
+import asyncio, sys
+from aiosfstream import SQLiteStorage
+def event(number):
+    date = f"2018-01-01T{number // 3600:02}:{number // 60 % 60:02}:{number % 60:02}.000Z"
+    return {"channel": "/u/Shared", "data": {"event": {"createdDate": date, "replayId": number}}}
+async def main(path, first, last, step):
+    print("ready", flush=True)
+    sys.stdin.readline()
+    async with SQLiteStorage(path) as storage:
+        for number in range(first, last, step):
+            await storage.extract_replay_id(event(number))
+            await storage.flush()
+asyncio.run(main(sys.argv[1], *map(int, sys.argv[2:])))
+"""
+
+
+async def test_processes_that_start_and_write_at_once_never_move_a_marker_back(path: Path) -> None:
+    ranges = [(0, 400, 1), (0, 400, 2), (399, -1, -1), (0, 400, 7)]
+    writers = [
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-c", WRITER, path, *map(str, numbers),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for numbers in ranges
+    ]  # fmt: skip
+    try:
+        for writer in writers:
+            assert writer.stdout is not None
+            assert await writer.stdout.readline() == b"ready\n"
+        outcome = asyncio.gather(*(writer.communicate(b"go\n") for writer in writers))
+        seen = [-1]
+        while not outcome.done():
+            seen.append(int(committed(path, "/u/Shared") or -1))
+            await asyncio.sleep(0)
+        errors = [stderr.decode() for _, stderr in await outcome]
+    finally:
+        for writer in writers:
+            if writer.returncode is None:
+                writer.kill()
+                await writer.wait()
+    assert errors == [""] * len(writers)
+    assert seen == sorted(seen), "a marker was moved back"
+    assert committed(path, "/u/Shared") == "399"
+
+
+HANDED_OVER = """
+import asyncio, os, sys, time
+from aiosfstream import SQLiteStorage
+def event(number):
+    data = {"event": {"createdDate": "2018-01-01T00:00:00.000Z", "replayId": number}}
+    return {"channel": "/u/Killed", "data": data}
+async def main(path, first, commit_each):
+    storage = SQLiteStorage(path, commit_each=commit_each)
+    store = storage.direct_store()
+    for number in range(first, first + 10_000_000):
+        # What the application has seen of an event is in this pipe before its marker can be stored.
+        os.write(1, b"%d %d\\n" % (number, time.monotonic_ns()))
+        if store is None:
+            await storage.extract_replay_id(event(number))
+        else:
+            store(event(number))
+            if number % 50 == 0:
+                await asyncio.sleep(0)
+asyncio.run(main(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "True"))
+"""
+KILLS = 12
+
+
+@pytest.mark.parametrize("commit_each", [False, True])
+def test_a_killed_program_loses_nothing_and_repeats_little(path: Path, commit_each: bool) -> None:
+    """Kill a program while it hands events over: the marker is never ahead, nor far behind."""
+    rng = random.Random(4)
+    first = repeated = events = 0
+    longest = 0.0
+    for _ in range(KILLS):
+        seen = run_and_kill([path, first, commit_each], rng.randrange(1, 2000))
+        events += len(seen)
+        stored = committed(path, "/u/Killed")
+        marker = -1 if stored is None else int(stored)
+        assert marker <= max(seen), "the marker ran ahead of the application"
+        assert marker >= first - 1, "a marker that was stored is gone"
+        again = [number for number in seen if number > marker]
+        repeated = max(repeated, len(again))
+        if again:
+            longest = max(longest, seen[again[-1]] - seen[again[0]])
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        first = marker + 1
+    print(f"kills {KILLS}, events {events}, lost 0, repeated {repeated} of {longest:.3f} s at most")
+    assert first > 0, "nothing was ever stored"
+    if commit_each:
+        assert repeated <= 1
+    # 50 milliseconds and the time of a commit, on a machine that may be busy with other things.
+    assert longest < 1
+
+
+def run_and_kill(arguments: list[object], lines: int) -> dict[int, float]:
+    """Kill the program behind so many lines; return the events it has handed over, and when."""
+    command = [sys.executable, "-c", HANDED_OVER, *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as program:
+        assert program.stdout is not None
+        output = b"".join(program.stdout.readline() for _ in range(lines))
+        program.kill()
+        output += program.stdout.read()
+    pairs = [line.split() for line in output.splitlines()]
+    return {int(number): int(moment) / 1e9 for number, moment in pairs}
+
+
+# With a client
+
+
+async def test_a_client_commits_before_it_waits(path: Path) -> None:
+    async with StreamingServer() as server, SQLiteStorage(path, default_id=-2) as storage:
+        client = client_for(server, replay=storage)
+        async with client:
+            await client.subscribe(CHANNEL)
+            published = server.publish_many([(CHANNEL, {"Ink__c": n}) for n in range(5)])
+            assert await receive(client, 5) == published
+            waiting = asyncio.create_task(client.receive())
+            await until(lambda: committed(path) == str(published[-1]))
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+
+
+async def test_a_client_commits_when_it_is_closed(path: Path) -> None:
+    async with StreamingServer() as server:
+        storage = SQLiteStorage(path, default_id=-2)
+        async with client_for(server, replay=storage) as client:
+            await client.subscribe(CHANNEL)
+            (published,) = server.publish_many([(CHANNEL, {"Ink__c": 1})])
+            assert await receive(client) == [published]
+        assert committed(path) == str(published)
+        await storage.close()
+
+
+async def test_a_client_reports_a_file_that_fails_and_goes_on(path: Path) -> None:
+    async with StreamingServer() as server, SQLiteStorage(path, default_id=-2) as storage:
+        async with client_for(server, replay=storage) as client:
+            await client.subscribe(CHANNEL)
+            first = server.publish(CHANNEL, {"Ink__c": 1})
+            assert await receive(client) == [first]
+            await storage.flush()
+            await storage.close()
+            put_in_the_way(path)
+            second = server.publish(CHANNEL, {"Ink__c": 2})
+            received: list[Any] = []
+            with pytest.raises(ReplayError, match="unable to open"):
+                while True:
+                    received += await receive(client)
+            assert received == [second]
+            clear_the_way(path)
+            third = server.publish(CHANNEL, {"Ink__c": 3})
+            while third not in received:
+                with contextlib.suppress(ReplayError):
+                    received += await receive(client)
+            assert received == [second, third]
+        assert committed(path) == str(third)
