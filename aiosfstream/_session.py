@@ -958,6 +958,8 @@ class Session:
             key: position for key, position in self._positions.items() if not position.overwrite
         }
         self._owners.clear()
+        for channel in self.aliases.keys() & self._positions.keys():
+            del self.aliases[channel]
 
 
 def key_of(channel: str) -> str:

@@ -1,0 +1,943 @@
+"""The session without I/O: fed by hand, with a clock of paper."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiosfstream._http import Failure, Trouble
+from aiosfstream._retry import RetryPolicy
+from aiosfstream._session import (
+    MAX_COOKIE_RENEWALS,
+    MAX_NAMES,
+    MIN_MEMORY,
+    Action,
+    Session,
+    State,
+    Subscription,
+    key_of,
+    may_deliver,
+)
+from aiosfstream.events import ConnectionEvent, ConnectionEventKind
+from aiosfstream.exceptions import (
+    AuthenticationError,
+    ReplayError,
+    ServerError,
+    TransportError,
+)
+
+A, B = "/event/A__e", "/event/B__e"
+Message = dict[str, Any]
+UNKNOWN = {"error": "403::Unknown client", "advice": {"reconnect": "handshake", "interval": 0}}
+INVALID_ID = "400::The replayId {1} you provided was invalid. Please provide a valid ID"
+
+
+class Table:
+    """A session on the table, with what it tells its surroundings."""
+
+    def __init__(self, *, fallback: Any = None, limit: int = 0, poll_timeout: float | None = None) -> None:
+        self.now = 0.0
+        self.events: list[ConnectionEvent] = []
+        self.overwritten: list[Message] = []
+        self.refusals: list[str] = []
+        self.fallback = fallback
+        self.session = Session(
+            choose_fallback=self._choose,
+            overwrite=self.overwritten.append,
+            report=self.events.append,
+            policy=RetryPolicy(),
+            rng=random.Random(1),
+            limit=limit,
+            poll_timeout=poll_timeout,
+        )
+
+    def _choose(self, channel: str, reply: Message) -> Any:
+        self.refusals.append(channel)
+        return self.fallback
+
+    def open(self, *channels: str, start: Any = None) -> Table:
+        """Open it and subscribe channels."""
+        self.handshake()
+        self.connect()
+        self.session.opening = False
+        for channel in channels:
+            self.subscribe(channel, start)
+        return self
+
+    def reply(self, request: Message, **fields: Any) -> Message:
+        """Make a reply to *request*; with an error it is a refusal."""
+        reply = {"channel": request["channel"], "id": request["id"], "successful": "error" not in fields}
+        if request["channel"] == "/meta/handshake" and "error" not in fields:
+            reply["clientId"] = "client"
+        return {**reply, **fields}
+
+    def exchange(self, request: Message, *others: Message, **fields: Any) -> tuple[list[Message], Any]:
+        """Send *request* and receive its reply behind *others*."""
+        ticket = self.session.send(request)
+        return self.session.receive([*others, self.reply(request, **fields)], ticket)
+
+    def handshake(self, **fields: Any) -> None:
+        """Shake hands."""
+        assert self.session.next_step().action is Action.HANDSHAKE
+        _, reply = self.exchange(self.session.handshake_message(["long-polling"]), **fields)
+        self.session.handshake_done(reply, self.now)
+
+    def connect(self, *events: Message, elapsed: float = 1.0, **fields: Any) -> list[Message]:
+        """Connect, and give the events that were delivered."""
+        assert self.session.next_step().action is Action.CONNECT
+        epoch = self.session.epoch
+        delivered, reply = self.exchange(self.session.connect_message(), *events, **fields)
+        self.now += elapsed
+        self.session.connect_done(reply, epoch, len(delivered), elapsed, self.now)
+        return delivered
+
+    def subscribe(self, channel: str, start: Any = None, *events: Message, **fields: Any) -> Subscription:
+        """Subscribe a channel."""
+        subscription = self.session.subscribe(channel, start)
+        message = self.session.subscribe_message(subscription)
+        self.session.stamp(message, subscription)
+        _, reply = self.exchange(message, *events, **fields)
+        self.session.request_done(reply, self.session.epoch, self.now)
+        self.session.subscribe_done(subscription, reply)
+        return subscription
+
+    def resubscribe(self, **fields: Any) -> Message:
+        """Subscribe the next channel again, and give the message sent."""
+        assert self.session.next_step().action is Action.SUBSCRIBE
+        subscription = self.session.next_to_resubscribe(self.now)
+        assert subscription is not None
+        message = self.session.subscribe_message(subscription)
+        self.session.stamp(message, subscription)
+        _, reply = self.exchange(message, **fields)
+        self.session.resubscribe_done(subscription, reply, self.now)
+        return message
+
+    def renew(self) -> list[Any]:
+        """Go through a renewal, and give the replay maps sent."""
+        self.handshake()
+        maps = []
+        while self.session.state is State.RESUBSCRIBING:
+            if len(maps) == len(self.session.subscriptions):
+                assert self.session.next_to_resubscribe(self.now) is None
+                break
+            maps.append(self.resubscribe().get("ext", {}).get("replay"))
+        self.connect()
+        return maps
+
+    def kinds(self) -> list[ConnectionEventKind]:
+        """Give the kinds of what was reported."""
+        return [event.kind for event in self.events]
+
+
+def event(channel: str, replay_id: Any, **fields: Any) -> Message:
+    """Make an event."""
+    return {"channel": channel, "data": {"event": {"replayId": replay_id}}, **fields}
+
+
+def failure(trouble: Trouble, retry_after: float | None = None, status: int | None = None) -> Failure:
+    """Make a failure."""
+    error = TransportError(f"failed: {trouble.name}")
+    error.status = status
+    return Failure(trouble, error, status, retry_after)
+
+
+# Messages out
+
+
+def test_message_ids_are_never_used_twice() -> None:
+    table = Table().open(A)
+    table.connect(**UNKNOWN)
+    table.renew()
+    ids = [table.session.connect_message()["id"], table.session.publish_message("/x", {})["id"]]
+    assert len(set(ids)) == 2
+    assert int(ids[0]) > 5
+
+
+def test_the_first_connect_asks_for_an_answer_at_once() -> None:
+    table = Table(poll_timeout=2.5)
+    table.handshake()
+    assert table.session.connect_message()["advice"] == {"timeout": 0}
+    table.connect()
+    assert table.session.connect_message()["advice"] == {"timeout": 2500}
+    assert "advice" not in Table().open().session.connect_message()
+
+
+def test_advice_is_forgotten_at_a_handshake() -> None:
+    table = Table().open()
+    table.connect(advice={"reconnect": "retry", "interval": 2000, "timeout": 5000})
+    assert table.session.hold == 5.0
+    assert table.session.next_step().delay == 2.0
+    table.connect(**UNKNOWN)
+    table.session.handshake_message([])
+    assert table.session.advice == {}
+    assert table.session.hold == 110.0
+
+
+def test_a_stamp_replaces_what_an_extension_left() -> None:
+    subscription = Subscription(A, A, stamp=7)
+    for ext in ({}, {"replay": {A: 1}}, {"replay": 5}, 5, None):
+        message: Message = {"ext": ext}
+        Session.stamp(message, subscription)
+        assert message["ext"]["replay"] == {A: 7}
+    message = {"ext": {"replay": {B: 1}, "other": 2}}
+    Session.stamp(message, subscription)
+    assert message == {"ext": {"replay": {B: 1, A: 7}, "other": 2}}
+
+
+def test_without_a_stamp_the_extensions_word_stands() -> None:
+    for ext, start in (({"replay": {A: 0}}, 0), ({"replay": None}, None), (None, None)):
+        subscription = Subscription(A, A)
+        message: Message = {"ext": ext}
+        Session.stamp(message, subscription)
+        assert message == {"ext": ext}
+        assert subscription.start == start
+
+
+# Messages in
+
+
+def test_replies_and_events_are_told_apart() -> None:
+    table = Table().open(A)
+    delivered = table.connect(event(A, 1), event(A, 2))
+    assert [message["data"]["event"]["replayId"] for message in delivered] == [1, 2]
+
+
+def test_duplicates_are_dropped_by_channel_and_id() -> None:
+    table = Table().open(A, B)
+    delivered = table.connect(event(A, 1), event(A, 1), event(B, 1), event(A, "1"), event(A, 2))
+    assert [(m["channel"], m["data"]["event"]["replayId"]) for m in delivered] == [
+        (A, 1), (B, 1), (A, "1"), (A, 2),
+    ]
+    assert table.connect(event(A, 2), event(B, 1)) == []
+
+
+@pytest.mark.parametrize(
+    "data", [None, "x", 1, [], {}, {"event": None}, {"event": []}, {"event": {}}, {"event": {"replayId": None}}]
+)
+def test_events_without_an_id_are_always_delivered(data: Any) -> None:
+    table = Table().open(A)
+    message = {"channel": A, "data": data}
+    assert table.connect(dict(message), dict(message)) == [message, message]
+
+
+def test_ids_of_any_json_type_pass() -> None:
+    table = Table().open(A)
+    ids: list[Any] = [1, "x", 1.5, [1], {"a": 1}, False]
+    assert len(table.connect(*(event(A, one) for one in ids))) == len(ids)
+    assert len(table.connect(*(event(A, one) for one in ids))) == 1
+    table.connect(event(A, [2]))
+    table.connect(**UNKNOWN)
+    assert table.renew() == [{A: [2]}]
+
+
+@pytest.mark.parametrize("channel", [None, 5, [], {}, "/meta/connect", "/meta/x"])
+def test_data_on_no_channel_is_no_event(channel: Any) -> None:
+    table = Table().open(A)
+    assert table.connect({"channel": channel, "data": {}}, event(A, 1)) == [event(A, 1)]
+    assert table.connect({"data": {}}) == []
+
+
+def test_the_reply_to_a_publish_may_have_data() -> None:
+    table = Table().open("/chat")
+    events, reply = table.exchange(table.session.publish_message("/chat", {}), data={})
+    assert events == []
+    assert reply["successful"] is True
+
+
+@pytest.mark.parametrize(
+    ("reply", "found"),
+    [
+        ({"successful": True}, True),
+        ({"error": "403::Unknown client"}, True),
+        ({"advice": {"reconnect": "handshake"}}, True),
+        ({"id": 1, "successful": True}, True),
+        ({"id": "1", "successful": True}, True),
+        ({"id": "99", "successful": True}, False),
+        ({"channel": "/meta/subscribe", "successful": True}, False),
+        ({"channel": "/meta/connect"}, False),
+        ({}, False),
+    ],
+)
+def test_finding_the_reply(reply: Message, found: bool) -> None:
+    session = Table().session
+    request = session.connect_message()
+    _, answer = session.receive([reply], session.send(request))
+    assert (answer is not None) is found
+    if answer is not None:
+        assert answer["channel"] == "/meta/connect"
+        assert answer["id"] == request["id"]
+        assert isinstance(answer["successful"], bool)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "successful"),
+    [
+        ("handshake", {}, False),
+        ("connect", {"error": ""}, False),
+        ("subscribe", {"successful": "true"}, False),
+        ("unsubscribe", {}, True),
+        ("unsubscribe", {"error": "400::x"}, False),
+        ("disconnect", {"successful": None}, True),
+    ],
+)
+def test_a_missing_successful(kind: str, fields: Message, successful: bool) -> None:
+    session = Table().session
+    messages = {
+        "handshake": session.handshake_message([]),
+        "connect": session.connect_message(),
+        "subscribe": session.subscribe_message(Subscription(A, A)),
+        "unsubscribe": session.unsubscribe_message(A),
+        "disconnect": session.disconnect_message("x"),
+    }
+    request = messages[kind]
+    reply = {"id": request["id"], "error": None, **fields}
+    _, answer = session.receive([reply], session.send(request))
+    assert answer is not None
+    assert answer["successful"] is successful
+    if "subscribe" in kind:
+        assert answer["subscription"] == A
+
+
+def test_what_belongs_to_a_lost_session_is_not_used() -> None:
+    table = Table().open(A)
+    ticket = table.session.send(table.session.unsubscribe_message(B))
+    table.connect(**UNKNOWN)
+    events, reply = table.session.receive([event(A, 9), {"successful": True}], ticket)
+    assert events == []
+    assert reply is not None
+    epoch = table.session.epoch - 1
+    assert table.session.request_done(reply, epoch, 0) is False
+    assert table.session.request_done({**reply, "successful": False, **UNKNOWN}, epoch, 0) is True
+    assert table.session.request_done(failure(Trouble.LOST), epoch, 0) is False
+    table.session.connect_done(reply, epoch, 0, 1.0, 0)
+    assert table.session.state is State.NO_SESSION
+
+
+def test_a_lost_answer_rewinds_to_what_was_known_when_it_was_asked_for() -> None:
+    table = Table().open(A, B)
+    table.connect(event(A, 1))
+    side = table.session.send(table.session.unsubscribe_message(B))
+    table.connect(event(A, 3), event(B, 4))
+    table.session.abandon(side, lost=True)
+    table.session.request_done(failure(Trouble.LOST), table.session.epoch, table.now)
+    # B had no id then, so what came later must do.
+    assert table.renew() == [{A: 1}, {B: 4}]
+    assert [m["data"]["event"]["replayId"] for m in table.connect(event(A, 2), event(A, 3))] == [2]
+
+
+def test_a_request_under_way_when_the_session_is_lost_rewinds_as_well() -> None:
+    table = Table().open(A)
+    table.connect(event(A, 1))
+    first = table.session.send(table.session.unsubscribe_message(B))
+    table.connect(event(A, 2))
+    second = table.session.send(table.session.unsubscribe_message(B))
+    table.connect(event(A, 3))
+    table.connect(**UNKNOWN)
+    table.session.abandon(first, lost=True)
+    table.session.abandon(second, lost=False)
+    assert table.renew() == [{A: 1}]
+
+
+def test_a_request_that_was_not_sent_rewinds_nothing() -> None:
+    table = Table().open(A)
+    table.connect(event(A, 1))
+    ticket = table.session.send(table.session.unsubscribe_message(B))
+    table.connect(event(A, 2))
+    table.session.abandon(ticket, lost=False)
+    table.connect(**UNKNOWN)
+    assert table.renew() == [{A: 2}]
+
+
+def test_the_memory_is_bounded_and_keeps_the_newest() -> None:
+    table = Table(limit=10).open(A)
+    for start in range(0, 10_000, 500):
+        table.connect(*(event(A, number) for number in range(start, start + 500)))
+    position = table.session._positions[A]
+    assert MIN_MEMORY <= len(position.seen) <= 2 * (MIN_MEMORY + 510)
+    assert table.connect(event(A, 9_999), event(A, 9_500)) == []
+    assert len(table.connect(event(A, 1))) == 1
+
+
+def test_names_are_bounded() -> None:
+    table = Table().open("/event/*")
+    for number in range(2 * MAX_NAMES + 10):
+        table.connect(event(f"/event/{number}", number), event(f"/other/{number}", number))
+    assert len(table.session._owners) <= MAX_NAMES + 1
+    assert len(table.session._strangers) <= MAX_NAMES
+
+
+# Whose event it is
+
+
+@pytest.mark.parametrize(
+    ("subscribed", "channel", "covers"),
+    [
+        ("/event/*", "/event/A", True),
+        ("/event/*", "/event", False),
+        ("/event/*", "/event/a/b", False),
+        ("/event/**", "/event/a/b", True),
+        ("/event/**", "/topic/a", False),
+        ("/event/Mine__chn", "/event/A__e", True),
+        ("/data/Mine__chn", "/event/A__e", False),
+        ("/data/ChangeEvents", "/data/AccountChangeEvent", True),
+        ("/event/A__e", "/event/B__e", False),
+    ],
+)
+def test_what_a_subscription_may_deliver(subscribed: str, channel: str, covers: bool) -> None:
+    assert may_deliver(subscribed, channel) is covers
+
+
+def test_events_of_a_custom_channel_move_its_resume_point() -> None:
+    custom = "/event/Mine__chn"
+    table = Table().open(custom)
+    assert len(table.connect(event(A, 5), event(B, 5), event(A, 5))) == 2
+    assert table.session.aliases == {A: custom, B: custom}
+    table.connect(**UNKNOWN)
+    assert table.renew() == [{custom: 5}]
+    table.subscribe(A)
+    assert table.session.aliases == {B: custom}
+
+
+def test_an_event_that_may_be_anybodys(caplog: pytest.LogCaptureFixture) -> None:
+    table = Table().open("/event/One__chn", "/event/Two__chn")
+    assert len(table.connect(event(A, 1), event(A, 1))) == 2
+    assert table.session.aliases == {}
+    assert len(caplog.records) == 1
+
+
+def test_a_filtered_pushtopic_has_one_position_with_its_channel() -> None:
+    filtered = "/topic/T?a=1"
+    table = Table().open("/topic/T", filtered)
+    table.connect(event("/topic/T", 3))
+    table.connect(**UNKNOWN)
+    assert table.renew() == [{"/topic/T": 3}, {"/topic/T": 3}]
+    table.session.unsubscribe_done(filtered, {"successful": True})
+    assert table.connect(event("/topic/T", 3)) == []
+    table.session.unsubscribe_done("/topic/T", {"successful": True})
+    table.session.unsubscribe_done("/topic/T", failure(Trouble.LOST))
+    assert table.session.subscriptions == {}
+    assert len(table.connect(event("/topic/T", 3))) == 1
+
+
+def test_key_of() -> None:
+    assert key_of("/topic/T?a=1&b='?'") == key_of("/topic/T") == "/topic/T"
+
+
+# Resubscribing
+
+
+@pytest.mark.parametrize(("start", "sent"), [(-1, -1), (-2, -2), (7, 7), ("x", "x"), (None, None), (0, 0)])
+def test_before_the_first_event_it_starts_as_it_did(start: Any, sent: Any) -> None:
+    table = Table().open(A, start=start)
+    table.connect(**UNKNOWN)
+    assert table.renew() == [None if sent is None else {A: sent}]
+
+
+@pytest.mark.parametrize("start", [-1, -2, 7, None])
+def test_after_the_first_event_it_resumes_from_there(start: Any) -> None:
+    table = Table().open(A, start=start)
+    table.connect(event(A, 0))
+    table.connect(**UNKNOWN)
+    assert table.renew() == [{A: 0}]
+    resumed = [one for one in table.events if one.kind is ConnectionEventKind.CHANNEL_RESUMED]
+    assert [(one.channel, one.replay_id) for one in resumed] == [(A, 0)]
+
+
+def test_an_explicit_subscription_forgets_what_was() -> None:
+    table = Table().open(A)
+    table.connect(event(A, 1))
+    table.subscribe(A, -2)
+    assert len(table.connect(event(A, 1))) == 1
+
+
+def test_a_refused_explicit_subscription_leaves_things_as_they_were() -> None:
+    table = Table().open(A)
+    table.connect(event(A, 1))
+    table.subscribe(A, 5, event(A, 2), error="403::No access on channel")
+    assert table.connect(event(A, 1), event(A, 2)) == []
+    assert set(table.session.subscriptions) == {A}
+    table.connect(**UNKNOWN)
+    assert table.renew() == [{A: 2}]
+    table.subscribe(B, 5, error="403::No access on channel")
+    assert set(table.session._positions) == {A}
+    subscription = table.session.subscribe(B, None)
+    table.session.subscribe_done(subscription, None)
+    subscription = table.session.subscribe(B, None)
+    table.session.subscribe_done(subscription, failure(Trouble.LOST))
+    assert set(table.session._positions) == {A}
+
+
+def test_a_fallback_is_tried_once() -> None:
+    table = Table(fallback=-2).open(A, start=1)
+    table.connect(event(A, 5))
+    table.connect(**UNKNOWN)
+    table.handshake()
+    assert table.resubscribe(error=INVALID_ID)["ext"]["replay"] == {A: 5}
+    assert table.resubscribe()["ext"]["replay"] == {A: -2}
+    assert table.refusals == [A]
+    assert table.session.next_to_resubscribe(table.now) is None
+    table.connect(event(A, 8), event(A, 9))
+    assert [message["data"]["event"]["replayId"] for message in table.overwritten] == [8]
+    assert ConnectionEventKind.FALLBACK_USED in table.kinds()
+
+
+def test_a_fallback_that_is_refused_as_well() -> None:
+    table = Table(fallback=-2).open(A, start=1)
+    table.connect(**UNKNOWN)
+    table.handshake()
+    table.resubscribe(error=INVALID_ID)
+    table.resubscribe(error=INVALID_ID)
+    assert [type(error) for error in table.session.errors] == [ServerError]
+    assert table.session.subscriptions == {}
+    assert table.session.next_to_resubscribe(table.now) is None
+    assert ConnectionEventKind.CHANNEL_LOST in table.kinds()
+
+
+def test_without_a_fallback_the_channel_is_lost_and_named() -> None:
+    table = Table().open(A, B)
+    table.connect(event(A, 1))
+    table.connect(**UNKNOWN)
+    table.handshake()
+    table.resubscribe(error=INVALID_ID)
+    [error] = table.session.errors
+    assert A in str(error)
+    assert set(table.session.subscriptions) == {B}
+
+
+def test_a_first_subscription_may_fall_back() -> None:
+    table = Table(fallback=-1).open()
+    subscription = table.session.subscribe(A, None)
+    reply = table.reply(table.session.subscribe_message(subscription), error=INVALID_ID)
+    assert table.session.subscribe_done(subscription, reply) is True
+    assert subscription.stamp == -1
+    assert table.session.subscribe_done(subscription, reply) is False
+
+
+@pytest.mark.parametrize(
+    "fields", [UNKNOWN, {"error": "x", "ext": {"sfdc": {"failureReason": "503::Server is too busy."}}}]
+)
+def test_a_session_lost_while_resubscribing(fields: Message) -> None:
+    table = Table().open(A)
+    table.connect(**UNKNOWN)
+    table.handshake()
+    table.resubscribe(**fields)
+    assert table.session.state is State.NO_SESSION
+    assert set(table.session.subscriptions) == {A}
+
+
+def test_a_channel_that_was_dropped_meanwhile_is_not_resubscribed() -> None:
+    table = Table().open(A, B)
+    table.connect(**UNKNOWN)
+    table.handshake()
+    table.session.unsubscribe_done(A, {"successful": True})
+    assert table.resubscribe()["subscription"] == B
+
+
+def test_a_goodbye_while_resubscribing() -> None:
+    table = Table().open(A)
+    table.connect(**UNKNOWN)
+    table.handshake()
+    subscription = table.session.next_to_resubscribe(0)
+    assert subscription is not None
+    message = table.session.subscribe_message(subscription)
+    _, reply = table.exchange(message, {"channel": "/meta/disconnect"})
+    table.session.resubscribe_done(subscription, reply, 0)
+    assert table.session.state is State.NO_SESSION
+
+
+def test_a_goodbye_beside_the_connect() -> None:
+    table = Table().open(A)
+    request = table.session.unsubscribe_message(B)
+    _, reply = table.exchange(request, {"channel": "/meta/disconnect", "successful": True})
+    assert table.session.request_done(reply, table.session.epoch, 0) is False
+    assert table.session.state is State.NO_SESSION
+
+
+def test_a_goodbye_while_opening() -> None:
+    for times, state in ((1, State.NO_SESSION), (2, State.STOPPED)):
+        table = Table()
+        for _ in range(times):
+            table.handshake()
+            table.connect({"channel": "/meta/disconnect"})
+        assert table.session.state is state
+
+
+def test_a_failed_resubscription_is_repeated() -> None:
+    table = Table().open(A)
+    table.connect(**UNKNOWN)
+    table.handshake()
+    subscription = table.session.next_to_resubscribe(0)
+    assert subscription is not None
+    table.session.resubscribe_done(subscription, failure(Trouble.NOT_SENT), 0)
+    assert table.session.state is State.RESUBSCRIBING
+    assert table.session.next_to_resubscribe(0) is subscription
+
+
+# Recovery
+
+
+def test_a_first_loss_is_recovered_at_once_and_repeated_ones_with_backoff() -> None:
+    table = Table().open(A)
+    delays = []
+    for _ in range(30):
+        table.connect(elapsed=0.1)
+        table.connect(elapsed=0.1, **UNKNOWN)
+        step = table.session.next_step()
+        delays.append(step.delay)
+        table.session._delay = 0
+        table.renew()
+    assert delays[0] == 0.0
+    assert max(delays) > 10.0
+    assert max(delays) <= 60.0
+
+
+def test_a_connection_that_holds_makes_failures_forgotten() -> None:
+    table = Table().open(A)
+    for _ in range(5):
+        table.connect(elapsed=0.1, **UNKNOWN)
+        table.renew()
+    table.connect(elapsed=10.0)
+    table.connect(elapsed=10.0)
+    table.connect(**UNKNOWN)
+    assert table.session.next_step().delay == 0.0
+    for _ in range(3):
+        table.renew()
+        table.connect(elapsed=0.1, **UNKNOWN)
+    table.renew()
+    # Held, and then lost without a word in between.
+    table.now += 100
+    table.connect(**UNKNOWN)
+    assert table.session.next_step().delay == 0.0
+
+
+@pytest.mark.parametrize("trouble", [Trouble.NOT_SENT, Trouble.THROTTLED])
+def test_a_request_that_was_not_sent_is_repeated_in_the_same_session(trouble: Trouble) -> None:
+    table = Table().open(A)
+    client_id = table.session.client_id
+    table.session.connect_done(failure(trouble, 7.0), table.session.epoch, 0, 1.0, 5.0)
+    assert table.session.state is State.CONNECTING
+    assert table.session.client_id == client_id
+    assert table.session.next_step().delay >= 7.0
+    assert table.session.lost_since == 5.0
+    table.connect()
+    assert table.session.lost_since is None
+    assert table.session.state is State.CONNECTED
+
+
+def test_a_lost_answer_gives_up_the_session_with_a_goodbye() -> None:
+    table = Table().open(A)
+    table.session.connect_done(failure(Trouble.LOST, 3.0), table.session.epoch, 0, 1.0, 5.0)
+    assert table.session.farewell_id == "client"
+    assert table.session.client_id is None
+    assert table.session.next_step().delay >= 3.0
+    table.session.handshake_done(failure(Trouble.LOST), 6.0)
+    assert table.session.state is State.NO_SESSION
+
+
+def test_a_handshake_without_a_client_id_is_no_handshake() -> None:
+    for client_id in (None, "", 5):
+        table = Table().open(A)
+        table.connect(**UNKNOWN)
+        table.handshake(clientId=client_id)
+        assert table.session.state is State.NO_SESSION
+
+
+@pytest.mark.parametrize(
+    ("fields", "state"),
+    [
+        ({"advice": {"reconnect": "none"}}, State.STOPPED),
+        ({"advice": {"reconnect": "handshake"}}, State.CONNECTING),
+        ({"advice": {"interval": -1}}, State.STOPPED),
+        ({"error": "400::x", "advice": {"reconnect": "none"}}, State.STOPPED),
+        ({"error": "400::x"}, State.NO_SESSION),
+    ],
+)
+def test_advice_with_a_handshake(fields: Message, state: State) -> None:
+    table = Table().open()
+    table.connect(**UNKNOWN)
+    table.handshake(**fields)
+    assert table.session.state is state
+
+
+@pytest.mark.parametrize(
+    ("fields", "state"),
+    [
+        ({"advice": {"reconnect": "none"}}, State.STOPPED),
+        ({"advice": {"reconnect": "handshake"}}, State.NO_SESSION),
+        ({"error": "500::x", "advice": {"reconnect": "retry"}}, State.CONNECTING),
+        ({"error": "500::x"}, State.CONNECTING),
+        ({"error": "500::x", "advice": {"reconnect": "none"}}, State.STOPPED),
+        ({"error": "401::Authentication invalid", "advice": {"reconnect": "none"}}, State.NO_TOKEN),
+        ({"error": "403::Organization total events daily limit exceeded"}, State.NO_SESSION),
+    ],
+)
+def test_advice_with_a_connect(fields: Message, state: State) -> None:
+    table = Table().open(A)
+    table.connect(**fields)
+    assert table.session.state is state
+    if state is State.STOPPED:
+        assert isinstance(table.session.stop_error, ServerError)
+        assert table.session.next_step().action is Action.STOP
+        assert table.kinds()[-1] is ConnectionEventKind.CLOSED
+
+
+def test_cookies_are_thrown_away_three_times() -> None:
+    table = Table().open(A)
+    refusal = {"error": "400::Client x has established a session, but no BAYEUX_BROWSER cookie present"}
+    for _ in range(MAX_COOKIE_RENEWALS):
+        table.connect(**refusal)
+        assert table.session.state is State.NO_SESSION
+        assert table.session.clear_cookies
+        table.handshake()
+        assert not table.session.clear_cookies
+        table.resubscribe()
+        table.session.next_to_resubscribe(0)
+    table.connect(**refusal)
+    assert table.session.state is State.STOPPED
+
+
+def test_a_refused_token() -> None:
+    table = Table().open(A)
+    table.connect(error="401::Authentication invalid")
+    assert table.session.next_step().action is Action.AUTHENTICATE
+    table.session.authenticated(table.now)
+    table.renew()
+    assert table.session.state is State.CONNECTED
+    assert ConnectionEventKind.REAUTHENTICATED in table.kinds()
+
+
+def test_a_new_token_that_connects_refuse_is_renewed_a_few_times() -> None:
+    table = Table().open()
+    logins = 0
+    while table.session.state is not State.PARKED:
+        table.connect(error="401::Authentication invalid")
+        if table.session.state is State.NO_TOKEN:
+            logins += 1
+            table.session.next_step()
+            table.session.authenticated(table.now)
+            table.handshake()
+    assert logins == 3
+    [error] = table.session.errors
+    assert isinstance(error, AuthenticationError)
+    assert isinstance(error.__cause__, ServerError)
+
+
+@pytest.mark.parametrize(("status", "kind"), [(401, AuthenticationError), (403, TransportError)])
+def test_a_new_token_that_the_handshake_refuses(status: int, kind: type[Exception]) -> None:
+    table = Table().open()
+    trouble = Trouble.UNAUTHORIZED if status == 401 else Trouble.FORBIDDEN
+    table.session.connect_done(failure(trouble, status=status), table.session.epoch, 0, 1.0, 0)
+    assert table.session.next_step().action is Action.AUTHENTICATE
+    table.session.authenticated(0)
+    table.session.handshake_done(failure(trouble, status=status), 0)
+    assert table.session.state is State.PARKED
+    assert [type(error) for error in table.session.errors] == [kind]
+    assert table.session.waits_for_credentials
+    table.session.unpark()
+    wanted = Action.AUTHENTICATE if status == 401 else Action.HANDSHAKE
+    assert table.session.next_step().action is wanted
+
+
+def test_refused_credentials_wait_for_the_application() -> None:
+    table = Table().open()
+    table.session.unpark()
+    assert table.session.state is State.CONNECTED
+    table.connect(error="401::Authentication invalid")
+    delays = []
+    for _ in range(12):
+        table.session.authentication_failed(AuthenticationError("refused"), 0)
+        assert table.session.next_step().action is Action.PARK
+        table.session.unpark()
+        delays.append(table.session.next_step().delay)
+        assert table.session.waits_for_credentials
+    assert delays[:4] == [5.0, 10.0, 20.0, 40.0]
+    assert delays[-1] == 900.0
+    table.session.authenticated(77.0)
+    assert table.session.lost_since == 77.0
+    assert not table.session.waits_for_credentials
+
+
+@pytest.mark.parametrize(("text", "bound"), [("server_error", 60.0), ("login rate exceeded", 300.0)])
+def test_a_log_in_that_may_succeed_later_is_repeated(text: str, bound: float) -> None:
+    table = Table().open()
+    table.connect(error="401::Authentication invalid")
+    error = AuthenticationError("later", error="invalid_grant", error_description=text, retryable=True)
+    delays = []
+    for _ in range(40):
+        table.session.authentication_failed(error, 0)
+        step = table.session.next_step()
+        assert step.action is Action.AUTHENTICATE
+        delays.append(step.delay)
+    assert bound / 2 < max(delays) <= bound
+
+
+def test_opening_tells_that_the_new_token_is_refused() -> None:
+    table = Table()
+    table.handshake(error="403::Handshake denied", ext={"sfdc": {"failureReason": "401::x"}})
+    assert table.session.next_step().action is Action.AUTHENTICATE
+    table.session.authentication_failed(AuthenticationError("refused"), 0)
+    assert isinstance(table.session.stop_error, AuthenticationError)
+
+
+def test_a_storage_that_fails_during_a_renewal() -> None:
+    table = Table().open(A)
+    table.connect(**UNKNOWN)
+    table.handshake()
+    error = ReplayError("locked")
+    for _ in range(2):
+        table.session.storage_failed(error, table.now)
+        assert table.session.next_step().action is Action.SUBSCRIBE
+    table.session.storage_failed(error, table.now)
+    assert table.session.errors == [error]
+    assert table.session.next_step().action is Action.PARK
+    assert table.kinds()[-1] is ConnectionEventKind.STORAGE_FAILED
+    table.session.unpark()
+    assert table.session.next_step().action is Action.HANDSHAKE
+
+
+def test_a_mistake_in_the_program_ends_it() -> None:
+    table = Table().open(A)
+    error = TransportError("a bug")
+    table.session.crashed(error)
+    assert table.session.stop_error is error
+
+
+def test_requests_beside_the_connect() -> None:
+    table = Table().open(A)
+    session = table.session
+    assert session.request_done(failure(Trouble.NOT_SENT), session.epoch, 0) is False
+    assert session.request_done(failure(Trouble.REJECTED), session.epoch, 0) is False
+    assert session.state is State.CONNECTED
+    assert session.request_done(failure(Trouble.UNAUTHORIZED), session.epoch, 0) is True
+    assert session.state is State.NO_TOKEN
+    table = Table().open(A)
+    reply = table.reply(table.session.unsubscribe_message(A), **UNKNOWN)
+    assert table.session.request_done(reply, table.session.epoch, 0) is True
+    assert table.session.state is State.NO_SESSION
+
+
+def test_a_server_that_answers_at_once_with_nothing_is_slowed_down() -> None:
+    table = Table().open()
+    delays = []
+    for _ in range(20):
+        table.connect(elapsed=0.001)
+        delays.append(table.session._delay)
+        table.session.next_step()
+    assert delays[0] == 0.0
+    assert delays[-1] == 5.0
+    table.connect(event(A, 1), elapsed=0.001)
+    assert table.session.next_step().delay == 0.0
+
+
+# Whatever comes
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+NAMES = st.sampled_from(
+    ["channel", "id", "successful", "advice", "error", "data", "ext", "clientId", "subscription"]
+)
+CHANNELS = st.sampled_from([A, B, "/meta/connect", "/meta/disconnect", "/meta/handshake"])
+MESSAGES = st.dictionaries(NAMES, JSON | CHANNELS | st.just(None), max_size=6)
+
+
+@given(st.lists(st.lists(MESSAGES, max_size=5), max_size=8))
+def test_no_message_is_too_odd(responses: list[list[Message]]) -> None:
+    table = Table(fallback=-2).open(A)
+    session = table.session
+    for messages in responses:
+        step = session.next_step()
+        if step.action is not Action.CONNECT:
+            break
+        epoch = session.epoch
+        request = session.connect_message()
+        events, reply = session.receive(messages, session.send(request))
+        assert all("data" in one for one in events)
+        if reply is not None:
+            session.connect_done(reply, epoch, len(events), 1.0, table.now)
+        assert 0.0 <= session.next_step().delay < 400.0
+
+
+@given(st.randoms(use_true_random=False))
+def test_every_event_once_and_in_order_however_answers_are_lost(rng: random.Random) -> None:
+    """A model of a server: what it wrote into an answer counts as delivered, whether it arrived or not."""
+    table = Table().open(A, B, start=0)
+    log: dict[str, list[int]] = {A: [], B: []}
+    cursors: dict[str, int] = {A: 0, B: 0}
+    received: dict[str, list[int]] = {A: [], B: []}
+    number = 0
+
+    def take() -> list[Message]:
+        out = []
+        for channel, cursor in cursors.items():
+            out += [event(channel, one) for one in log[channel][cursor:]]
+            cursors[channel] = len(log[channel])
+        return out
+
+    def deliver(messages: list[Message]) -> None:
+        for message in messages:
+            received[message["channel"]].append(message["data"]["event"]["replayId"])
+
+    def renew() -> None:
+        table.session.next_step()
+        _, reply = table.exchange(table.session.handshake_message([]), clientId="again")
+        table.session.handshake_done(reply, table.now)
+        while (subscription := table.session.next_to_resubscribe(table.now)) is not None:
+            message = table.session.subscribe_message(subscription)
+            table.session.stamp(message, subscription)
+            start = message["ext"]["replay"][subscription.key]
+            cursors[subscription.key] = log[subscription.key].index(start) + 1 if start else 0
+            table.session.resubscribe_done(subscription, table.reply(message), table.now)
+
+    for _ in range(60):
+        table.now += 1
+        for _ in range(rng.randrange(4)):
+            number += 1
+            log[rng.choice((A, B))].append(number)
+        if not table.session.established:
+            renew()
+        session, epoch = table.session, table.session.epoch
+        session.next_step()
+        connect = session.connect_message()
+        held = session.send(connect)
+        fate = rng.randrange(6)
+        if fate == 0:
+            # An answer beside the connect has events as well, and is lost.
+            side = session.send(session.unsubscribe_message("/x"))
+            lost = take()
+            log[A].append(number := number + 1)
+            events, reply = session.receive([*take(), table.reply(connect)], held)
+            deliver(events)
+            assert reply is not None
+            session.connect_done(reply, epoch, len(events), 1.0, table.now)
+            assert lost is not None
+            session.abandon(side, lost=True)
+            session.request_done(failure(Trouble.LOST), epoch, table.now)
+        elif fate == 1:
+            take()
+            session.abandon(held, lost=True)
+            session.connect_done(failure(Trouble.LOST), epoch, 0, 1.0, table.now)
+        elif fate == 2:
+            events, reply = session.receive([table.reply(connect, **UNKNOWN)], held)
+            assert reply is not None
+            session.connect_done(reply, epoch, 0, 1.0, table.now)
+        else:
+            messages = [*take(), table.reply(connect)]
+            events, reply = session.receive(messages, held)
+            deliver(events)
+            assert reply is not None
+            session.connect_done(reply, epoch, len(events), 1.0, table.now)
+    if not table.session.established:
+        renew()
+    ticket = table.session.send(table.session.connect_message())
+    deliver(table.session.receive(take(), ticket)[0])
+    assert {channel: sorted(ids) for channel, ids in received.items()} == log
+    # Only where an answer was lost that another one had overtaken can the order differ.
+    assert all(len(set(ids)) == len(ids) for ids in received.values())
