@@ -1,24 +1,31 @@
-"""The OAuth 2.0 web server flow with PKCE, on a loopback redirect (RFC 7636, RFC 8252)."""
+"""The OAuth 2.0 web server flow with PKCE, on a loopback redirect (RFC 7636, RFC 8252).
+
+The redirect's host is ``localhost``, the one host for which Salesforce takes a callback URL without
+TLS; the port listens on 127.0.0.1 alone.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import hashlib
-import json
 import secrets
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any, Final
 from urllib.parse import urlencode
 
-import aiohttp
 from aiohttp import web
 
-from . import _http
-from .auth import AUTHORIZE_PATH, TOKEN_PATH, advise, normalize_login_url
+from .auth import AUTHORIZE_PATH, SecretMixin, advise, normalize_login_url
 from .exceptions import AuthenticationError
 
-PAGE = "<!doctype html><title>aiosfstream</title><p>{text} You can close this page.</p>"
+PAGE: Final = "<!doctype html><title>aiosfstream</title><p>{text} You can close this page."
+SCOPE: Final = "api refresh_token"
+CALLBACK: Final = "/callback"
+#: Characters of an error that a redirect brings.
+MAX_REASON: Final = 200
 
 
 @dataclass(frozen=True)
@@ -53,116 +60,165 @@ async def log_in(
     :param login_url: where to log in
     :param port: the port of the redirect; ``http://localhost:port/callback`` must be among the app's
         callback URLs
-    :param show: called with the URL that the person has to open
+    :param show: called with the URL that the person has to open, once their answer is listened for
     :param timeout: seconds to wait for that person
     :return: the tokens
-    :raises AuthenticationError: if it is denied, takes too long, or the answer is not understood
+    :raises AuthenticationError: if the port is taken, it is denied or takes too long, or the answer is
+        not understood
     :raises ValueError: if *login_url* cannot be logged in at
     """
     base = normalize_login_url(login_url)
     state, verifier = secrets.token_urlsafe(24), secrets.token_urlsafe(48)
-    challenge = hashlib.sha256(verifier.encode()).digest()
-    redirect_uri = f"http://localhost:{port}/callback"
+    redirect_uri = f"http://localhost:{port}{CALLBACK}"
     query = {
         "response_type": "code",
         "client_id": consumer_key,
         "redirect_uri": redirect_uri,
-        "scope": "api refresh_token",
+        "scope": SCOPE,
         "state": state,
-        "code_challenge": base64.urlsafe_b64encode(challenge).rstrip(b"=").decode(),
+        "code_challenge": challenge_of(verifier),
         "code_challenge_method": "S256",
     }
-    code = await _wait_for_code(
-        f"{base}{AUTHORIZE_PATH}?{urlencode(query)}", state, port, show, timeout
+    async with _callback(state, port) as answered:
+        show(f"{base}{AUTHORIZE_PATH}?{urlencode(query)}")
+        try:
+            answer = await asyncio.wait_for(answered, timeout)
+        except asyncio.TimeoutError:
+            raise AuthenticationError(
+                f"Authentication failed: nobody authorized the app within {timeout:g} seconds"
+            ) from None
+    exchange = CodeExchange(
+        consumer_key,
+        consumer_secret,
+        code=code_of(answer),
+        verifier=verifier,
+        redirect_uri=redirect_uri,
+        login_url=base,
     )
-    form = {
-        "grant_type": "authorization_code",
-        "code": code,
-        "client_id": consumer_key,
-        "redirect_uri": redirect_uri,
-        "code_verifier": verifier,
-    }
-    if consumer_secret:
-        form["client_secret"] = consumer_secret
-    return await _exchange(base + TOKEN_PATH, form)
+    await exchange.authenticate()
+    if not exchange.refresh_token or exchange.instance_url is None:
+        raise AuthenticationError(
+            "Authentication failed: there is no refresh token in the answer; add the scope"
+            ' "Perform requests at any time (refresh_token, offline_access)" to the app',
+            status=200,
+        )
+    return Tokens(exchange.refresh_token, exchange.instance_url)
 
 
-async def _wait_for_code(
-    url: str, state: str, port: int, show: Callable[[str], object], timeout: float
-) -> str:
-    answered: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+def challenge_of(verifier: str) -> str:
+    """Give the S256 code challenge for a code verifier (RFC 7636, 4.2).
 
-    async def callback(request: web.Request) -> web.Response:
-        # Somebody else's redirect is not ours to follow: the state proves whose it is.
-        if request.query.get("state") != state:
+    :param verifier: the code verifier
+    """
+    digest = hashlib.sha256(verifier.encode("ascii")).digest()
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+def code_of(answer: Mapping[str, str]) -> str:
+    """Give the authorization code that the redirect brought.
+
+    :param answer: the redirect's query
+    :raises AuthenticationError: if it brought an error instead
+    """
+    code = answer.get("code")
+    if code:
+        return code
+    error, description = (_fit(answer.get(name, "")) for name in ("error", "error_description"))
+    advice, retryable = advise(error, description, 400)
+    said = ": ".join(text for text in (error, description) if text) or "it was denied"
+    raise AuthenticationError(
+        f"Authentication failed: {said.rstrip('.')}. {advice}".rstrip(),
+        error=error or None,
+        error_description=description or None,
+        retryable=retryable,
+    )
+
+
+def _fit(text: str) -> str:
+    """Make a text from a redirect, which anybody may have made, fit for a terminal."""
+    return "".join(character for character in text[:MAX_REASON] if character.isprintable())
+
+
+@asynccontextmanager
+async def _callback(state: str, port: int) -> AsyncIterator[asyncio.Future[Mapping[str, str]]]:
+    """Listen for the redirect; what its query says is the future's result."""
+    answered: asyncio.Future[Mapping[str, str]] = asyncio.get_running_loop().create_future()
+
+    async def answer(request: web.Request) -> web.Response:
+        # Anybody can send a browser here; only who began this log-in knows the state.
+        given = request.query.get("state", "").encode(errors="replace")
+        if not secrets.compare_digest(given, state.encode()):
             return _page("This is not the answer that was waited for.", 400)
-        if "code" not in request.query:
-            reason = request.query.get("error_description") or request.query.get("error", "denied")
-            _resolve(answered, AuthenticationError(f"Authentication failed: {reason}"))
-            return _page("The authorization was denied.", 400)
-        _resolve(answered, request.query["code"])
-        return _page("You are logged in.", 200)
+        if not answered.done():
+            answered.set_result(dict(request.query))
+        if request.query.get("code"):
+            return _page("You are logged in.", 200)
+        return _page("The authorization was denied.", 400)
 
     application = web.Application()
-    application.router.add_get("/callback", callback)
+    application.router.add_get(CALLBACK, answer)
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", port, reuse_address=True).start()
-        show(url)
-        return await asyncio.wait_for(answered, timeout)
-    except asyncio.TimeoutError:
-        raise AuthenticationError(
-            f"Authentication failed: nobody authorized the app within {timeout:.0f} seconds"
-        ) from None
+        try:
+            await web.TCPSite(runner, "127.0.0.1", port, reuse_address=True).start()
+        except OSError as error:
+            raise AuthenticationError(
+                f"Authentication failed: cannot listen for the answer on port {port}; choose another"
+                " one, and add it to the app's callback URLs"
+            ) from error
+        yield answered
     finally:
         await runner.cleanup()
-
-
-def _resolve(future: asyncio.Future[str], outcome: str | AuthenticationError) -> None:
-    if future.done():
-        return
-    if isinstance(outcome, str):
-        future.set_result(outcome)
-    else:
-        future.set_exception(outcome)
 
 
 def _page(text: str, status: int) -> web.Response:
     return web.Response(text=PAGE.format(text=text), content_type="text/html", status=status)
 
 
-async def _exchange(token_url: str, form: dict[str, str]) -> Tokens:
-    async with aiohttp.ClientSession() as session:
-        answer = await _http.post(
-            session,
-            token_url,
-            urlencode(form).encode(),
-            {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"},
-            timeout=aiohttp.ClientTimeout(total=30.0),
-        )
-    if isinstance(answer, _http.Failure):
-        raise AuthenticationError(f"Network request failed: {answer.error}") from answer.error
-    try:
-        reply = _http.parse_json(answer.body, json.loads)
-    except ValueError:
-        reply = {}
-    if not isinstance(reply, dict):
-        reply = {}
-    if answer.status != 200:
-        error, description = str(reply.get("error", "")), str(reply.get("error_description", ""))
-        advice, _ = advise(error, description, answer.status)
-        raise AuthenticationError(
-            f"Authentication failed: {error or answer.status}: {description}. {advice}".rstrip(),
-            error=error,
-            error_description=description,
-            status=answer.status,
-        )
-    token, instance_url = reply.get("refresh_token"), reply.get("instance_url")
-    if not isinstance(token, str) or not isinstance(instance_url, str):
-        raise AuthenticationError(
-            "Authentication failed: there is no refresh token in the answer; give the app the scope"
-            ' "Perform requests at any time (refresh_token, offline_access)"',
-            status=200,
-        )
-    return Tokens(token, instance_url)
+class CodeExchange(SecretMixin):
+    """Exchanges an authorization code for a refresh token.
+
+    :param consumer_key: the app's consumer key
+    :param consumer_secret: its consumer secret, or an empty text
+    :param code: the authorization code
+    :param verifier: the code verifier whose challenge was sent before
+    :param redirect_uri: where the code was sent
+    :param login_url: where to log in
+    """
+
+    def __init__(
+        self,
+        consumer_key: str,
+        consumer_secret: str,
+        *,
+        code: str,
+        verifier: str,
+        redirect_uri: str,
+        login_url: str,
+    ) -> None:
+        super().__init__(consumer_key, consumer_secret, login_url=login_url)
+        self._code = code
+        self._verifier = verifier
+        self._redirect_uri = redirect_uri
+        #: The refresh token; empty before, or if there is none.
+        self.refresh_token = ""
+
+    def _secrets(self) -> tuple[str, ...]:
+        return (*super()._secrets(), self._code, self._verifier)
+
+    async def _authenticate(self) -> tuple[int, dict[str, Any]]:
+        form = {
+            "grant_type": "authorization_code",
+            "code": self._code,
+            "client_id": self.client_id,
+            "redirect_uri": self._redirect_uri,
+            "code_verifier": self._verifier,
+        }
+        if self.client_secret:
+            form["client_secret"] = self.client_secret
+        return await self._post(form)
+
+    async def _keep(self, reply: dict[str, Any]) -> None:
+        token = reply.get("refresh_token")
+        self.refresh_token = token if isinstance(token, str) else ""
