@@ -246,18 +246,33 @@ async def test_what_is_pending_does_not_hide_what_is_newer(path: Path) -> None:
         assert await storage.get_replay_marker(CHANNEL) == ReplayMarker(NEW, 9)
 
 
-async def test_the_first_message_behind_a_fallback_overwrites(path: Path) -> None:
+@pytest.mark.parametrize("direct", [False, True])
+async def test_the_first_message_behind_a_fallback_overwrites(path: Path, direct: bool) -> None:
     async with SQLiteStorage(path) as storage:
         await storage.set_replay_marker(CHANNEL, ReplayMarker(NEW, 90))
         before, first, second = event(91, OLD), event(1, OLD), event(2, MIDDLE)
         storage._overwrite_with(first)
-        store = storage.direct_store()
+        store = storage.direct_store() if direct else storage.store_nowait
         assert store is not None
         for message in (before, first, second):
             store(message)
+        assert storage._forced == {}
         assert await storage.get_replay_marker(CHANNEL) == ReplayMarker(MIDDLE, 2)
         await storage.flush()
         assert await storage.get_replay_marker(CHANNEL) == ReplayMarker(MIDDLE, 2)
+
+
+async def test_a_channel_that_turns_out_to_belong_to_another_subscription(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        aliases: dict[str, str] = {}
+        storage._aliases = aliases
+        store = storage.direct_store()
+        assert store is not None
+        store(event(1))
+        aliases[CHANNEL] = "/event/*"
+        store(event(2))
+        assert await storage.get_replay_marker(CHANNEL) == ReplayMarker(NEW, 1)
+        assert await storage.get_replay_marker("/event/*") == ReplayMarker(NEW, 2)
 
 
 @pytest.mark.parametrize("hook", ["extract_replay_id", "get_message_date"])
@@ -376,6 +391,14 @@ async def test_when_the_file_can_be_used_after_all_nothing_is_lost(
     assert committed(path) == "4"
     assert committed(path, "/event/Other__e") == "7"
     await storage.close()
+    caplog.clear()
+    put_in_the_way(path)
+    store(event(8))
+    with pytest.raises(ReplayError, match="unable to open"):
+        await storage.flush()
+    assert len(caplog.records) == 1, "it went well in between"
+    clear_the_way(path)
+    await storage.close()
 
 
 async def test_a_group_that_failed_goes_along_with_the_next_turn(path: Path) -> None:
@@ -399,15 +422,55 @@ async def test_what_failed_is_merged_with_what_came_meanwhile(path: Path) -> Non
             storage._overwrite_with(first)
             storage.store_nowait(first)
             storage.store_nowait(event(5, NEW, "/event/Other__e"))
+            storage.store_nowait(event(6, OLD, "/event/Third__e"))
             flushing = asyncio.create_task(storage.flush())
             await until(lambda: storage._job is not None)
             storage.store_nowait(event(2, OLD))
             storage.store_nowait(event(4, MIDDLE, "/event/Other__e"))
+            storage.store_nowait(event(7, NEW, "/event/Third__e"))
             with pytest.raises(ReplayError, match="locked. Another process"):
                 await flushing
         await storage.flush()
         assert await storage.get_replay_marker(CHANNEL) == ReplayMarker(MIDDLE, 1)
     assert committed(path, "/event/Other__e") == "5"
+    assert committed(path, "/event/Third__e") == "7"
+
+
+async def test_a_flush_that_finds_a_group_failing_tries_once_more(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.02)
+    async with SQLiteStorage(path) as storage:
+        with locked(path):
+            monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 5.0)
+            storage.store_nowait(event(1))
+            await until(lambda: storage._job is not None)
+            flushing = asyncio.create_task(storage.flush())
+            await until(lambda: storage._failing)
+        await flushing
+    assert committed(path) == "1"
+
+
+def test_a_commit_that_outlives_its_event_loop(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = SQLiteStorage(path)
+
+    async def store() -> None:
+        await storage.set_replay_marker(CHANNEL, ReplayMarker(NEW, 1))
+        lock.__enter__()
+        storage.store_nowait(event(2))
+        await until(lambda: storage._job is not None and storage._job.running())
+
+    lock = locked(path)
+    asyncio.run(store())
+    job = storage._job
+    lock.__exit__(None, None, None)
+    assert job is not None
+    job.result(10)
+    assert committed(path) == "2"
+    asyncio.run(storage.close())
+    assert caplog.records == []
 
 
 async def test_a_locked_file_does_not_hold_up_the_loop(path: Path) -> None:
@@ -604,6 +667,37 @@ async def test_processes_that_start_and_write_at_once_never_move_a_marker_back(p
     assert errors == [""] * len(writers)
     assert seen == sorted(seen), "a marker was moved back"
     assert committed(path, "/u/Shared") == "399"
+
+
+async def test_another_process_makes_the_file_at_the_same_moment(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        storage = SQLiteStorage(path)
+        entering = asyncio.create_task(storage.__aenter__())
+        await until(lambda: bool(storage._thread and storage._thread._threads))
+        other.execute(f"PRAGMA application_id = {sqlite.APPLICATION_ID}")
+        other.execute(sqlite._CREATE)
+        await asyncio.sleep(0.01)
+        other.execute("COMMIT")
+        await entering
+        await storage.set_replay_marker(CHANNEL, ReplayMarker(NEW, 1))
+    assert committed(path) == "1"
+    await storage.close()
+
+
+async def test_another_process_reads_the_file_before_it_has_a_log(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute(f"PRAGMA application_id = {sqlite.APPLICATION_ID}")
+        other.execute(sqlite._CREATE)
+        other.execute("BEGIN")
+        assert other.execute("SELECT * FROM replay_markers").fetchall() == []
+        storage = SQLiteStorage(path)
+        entering = asyncio.create_task(storage.__aenter__())
+        await asyncio.wait([entering], timeout=0.05)
+        assert not entering.done()
+        other.execute("ROLLBACK")
+        await entering
+    await storage.close()
 
 
 HANDED_OVER = """
