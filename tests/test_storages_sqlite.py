@@ -700,6 +700,16 @@ async def test_another_process_reads_the_file_before_it_has_a_log(path: Path) ->
     await storage.close()
 
 
+async def test_many_open_one_new_file_at_once(tmp_path: Path) -> None:
+    for number in range(30):
+        path = tmp_path / f"{number}.db"
+        storages = [SQLiteStorage(path) for _ in range(5)]
+        await asyncio.gather(*(storage.__aenter__() for storage in storages))
+        await asyncio.gather(*(storage.extract_replay_id(event(7)) for storage in storages))
+        await asyncio.gather(*(storage.close() for storage in storages))
+        assert committed(path) == "7"
+
+
 HANDED_OVER = """
 import asyncio, os, sys, time
 from aiosfstream import SQLiteStorage
