@@ -437,7 +437,8 @@ class AuthenticatorBase(AuthExtension):
             raise self._unreachable(
                 str(answer.error), retryable=answer.trouble is not _http.Trouble.REJECTED
             ) from answer.error
-        self._clock_lag = _clock_lag(answer.headers.get("Date", ""))
+        lag = _clock_lag(answer.headers.get("Date", ""))
+        self._clock_lag = self._clock_lag if lag is None else lag
         try:
             reply = _http.parse_json(answer.body, self.json_loads)
         except ValueError:
@@ -1011,9 +1012,10 @@ def audience_of(login_url: str, *, sandbox: bool = False) -> str:
     is_org = host.endswith(".salesforce.com") or is_loopback(host)
     if parts.path or not is_org:
         return login_url
-    labels = host.split(".")
+    name, *kind = host.split(".")
+    is_named_so = kind[:2] in (["sandbox", "my"], ["scratch", "my"])
     # Before enhanced domains a sandbox had no label of its own, just its name behind two dashes.
-    if sandbox or "--" in labels[0] or {"test", "sandbox", "scratch"} & set(labels[:-2]):
+    if sandbox or host == "test.salesforce.com" or is_named_so or "--" in name:
         return SANDBOX_LOGIN_URL
     return LOGIN_URL
 
