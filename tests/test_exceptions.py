@@ -1,0 +1,186 @@
+"""The exception tree, and how foreign errors come into it."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiocometd import exceptions as cometd
+
+import aiosfstream
+from aiosfstream import exceptions as ours
+from aiosfstream.exceptions import (
+    EXCEPTION_PAIRS,
+    AiosfstreamException,
+    AuthenticationError,
+    ServerError,
+    TransportError,
+    translate_errors,
+    translate_errors_context,
+)
+
+
+def exceptions_of(module: Any) -> dict[str, type[Exception]]:
+    """Give the exceptions that a module defines."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if inspect.isclass(value) and issubclass(value, Exception) and value.__module__ == module.__name__
+    }
+
+
+def test_each_exception_of_aiocometd_has_its_counterpart() -> None:
+    for name, theirs in exceptions_of(cometd).items():
+        counterpart = getattr(ours, name.replace("Aiocometd", "Aiosfstream"))
+        assert issubclass(counterpart, theirs)
+        assert EXCEPTION_PAIRS[theirs] is counterpart
+
+
+def test_all_of_ours_are_in_one_tree_and_exported() -> None:
+    for name, exception in exceptions_of(ours).items():
+        assert issubclass(exception, AiosfstreamException)
+        assert getattr(aiosfstream, name) is exception
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "args", "message"),
+    [
+        ("403::Unknown client", 403, [], "Unknown client"),
+        ("400::API version in the URI is mandatory. URI format: '/cometd/43.0'", 400, [],
+         "API version in the URI is mandatory. URI format: '/cometd/43.0'"),
+        ("403:denied_by_security_policy:create_denied", 403, ["denied_by_security_policy"], "create_denied"),
+        ("404:a,b:c", 404, ["a", "b"], "c"),
+        ("404", 404, None, None),
+        ("4040::x", None, [], "x"),
+        ("x::y", None, [], "y"),
+        ("²³¹::x", None, [], "x"),
+        ("nonsense", None, None, None),
+        ("", None, None, None),
+        (None, None, None, None),
+        (5, None, None, None),
+    ],
+)
+def test_the_parts_of_an_error(error: Any, code: Any, args: Any, message: Any) -> None:
+    server_error = ServerError("Refused.", {"error": error})
+    assert server_error.error_code == code
+    assert server_error.error_args == args
+    assert server_error.error_message == message
+
+
+def test_a_server_error_without_a_response() -> None:
+    error = ServerError("Closed", None)
+    assert error.args == ("Closed", None)
+    assert (error.message, error.response, error.error, error.failure_reason) == ("Closed", None, None, None)
+    assert str(error) == "Closed."
+
+
+@pytest.mark.parametrize(
+    ("response", "text"),
+    [
+        ({"error": "403::No access."}, "Subscribe request failed: 403::No access."),
+        ({"error": "401::x", "ext": {"sfdc": {"failureReason": "503::busy"}}},
+         "Subscribe request failed: 401::x; reason: 503::busy."),
+        ({"subscription": "/event/A", "error": "403::x"}, "Subscribe request failed (channel /event/A): 403::x."),
+        ({"ext": {"sfdc": 5}}, "Subscribe request failed."),
+        ({"ext": 5, "subscription": 7}, "Subscribe request failed."),
+    ],
+)
+def test_a_server_error_is_a_sentence(response: dict[str, Any], text: str) -> None:
+    assert str(ServerError("Subscribe request failed.", response)) == text
+
+
+def test_a_channel_is_named_once() -> None:
+    error = ServerError("Channel /event/A is lost", {"subscription": "/event/A", "error": "403::x"})
+    assert str(error) == "Channel /event/A is lost: 403::x."
+
+
+def test_an_authentication_error_carries_what_the_endpoint_said() -> None:
+    error = AuthenticationError("refused", error="a", error_description="b", status=400, retryable=True)
+    assert (error.error, error.error_description, error.status, error.retryable) == ("a", "b", 400, True)
+    copy = pickle.loads(pickle.dumps(error))
+    assert (str(copy), copy.error, copy.retryable) == ("refused", "a", True)
+    assert AuthenticationError().retryable is False
+
+
+class Unlisted(cometd.TransportTimeoutError):
+    """A subclass that somebody else made."""
+
+
+@pytest.mark.parametrize("theirs", [*exceptions_of(cometd).values(), Unlisted])
+def test_translation(theirs: type[Exception]) -> None:
+    arguments: tuple[Any, ...] = ("text", {"error": "400::x"}) if theirs is cometd.ServerError else ("text",)
+    original = theirs(*arguments)
+
+    @translate_errors
+    def function() -> None:
+        raise original
+
+    with pytest.raises(AiosfstreamException) as caught:
+        function()
+    assert caught.value.__cause__ is original
+    assert isinstance(caught.value, theirs if theirs is not Unlisted else cometd.TransportTimeoutError)
+    assert caught.value.args == arguments
+
+
+def test_an_odd_server_error_is_translated() -> None:
+    class Odd(cometd.ServerError):
+        def __init__(self) -> None:
+            Exception.__init__(self)
+
+    with pytest.raises(ServerError) as caught, translate_errors_context():
+        raise Odd
+    assert caught.value.response is None
+
+
+def test_ours_and_others_pass_as_they_are() -> None:
+    for error in (TransportError("ours"), ZeroDivisionError("other")):
+        with pytest.raises(type(error)) as caught, translate_errors_context():
+            raise error
+        assert caught.value is error
+        assert caught.value.__cause__ is None
+
+
+async def test_coroutine_functions() -> None:
+    @translate_errors
+    async def function(error: Exception | None) -> int:
+        """Say something."""
+        if error is not None:
+            raise error
+        return 5
+
+    assert inspect.iscoroutinefunction(function)
+    assert function.__doc__ == "Say something."
+    assert await function(None) == 5
+    for error in (cometd.TransportError("x"), TransportError("x")):
+        with pytest.raises(TransportError):
+            await function(error)
+
+
+async def test_async_generators() -> None:
+    @translate_errors
+    async def function(error: Exception | None) -> AsyncIterator[int]:
+        yield 1
+        if error is not None:
+            raise error
+
+    assert inspect.isasyncgenfunction(function)
+    assert [one async for one in function(None)] == [1]
+    for error in (cometd.TransportError("x"), TransportError("x")):
+        with pytest.raises(TransportError):
+            [one async for one in function(error)]
+
+
+def test_functions() -> None:
+    @translate_errors
+    def function(value: int) -> int:
+        return value
+
+    assert function(3) == 3
+
+
+def test_translate_gives_ours_back() -> None:
+    error = TransportError("x")
+    assert ours.translate(error) is error

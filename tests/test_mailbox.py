@@ -1,0 +1,117 @@
+"""The queue between fetching and receiving."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from aiosfstream._mailbox import Mailbox, Signal
+from tests.support import soon, until
+
+
+def message(number: int) -> dict[str, Any]:
+    """Make a message."""
+    return {"number": number}
+
+
+async def test_order_errors_and_counting() -> None:
+    mailbox = Mailbox(10)
+    assert mailbox.take() is None
+    mailbox.extend([message(1), message(2)])
+    mailbox.fail(ValueError("between"))
+    mailbox.extend([message(3)])
+    assert (len(mailbox), mailbox.qsize(), mailbox.has_errors) == (3, 3, True)
+    assert mailbox.take() == message(1)
+    mailbox.put_back(message(1))
+    assert [mailbox.take(), mailbox.take()] == [message(1), message(2)]
+    with pytest.raises(ValueError, match="between"):
+        mailbox.take()
+    assert (len(mailbox), mailbox.has_errors) == (1, False)
+    assert mailbox.take() == message(3)
+
+
+@pytest.mark.parametrize(("limit", "full"), [(2, [False, False, True]), (0, [False] * 3), (-1, [False] * 3)])
+def test_when_it_is_full(limit: int, full: list[bool]) -> None:
+    mailbox = Mailbox(limit)
+    found = []
+    for number in range(3):
+        found.append(mailbox.full)
+        mailbox.extend([message(number)])
+    assert found == full
+
+
+async def test_waiting_for_room() -> None:
+    mailbox = Mailbox(2)
+    await soon(mailbox.room())
+    mailbox.extend([message(number) for number in range(4)])
+    waiting = asyncio.create_task(mailbox.room())
+    await until(lambda: mailbox.suspends is not None)
+    for _ in range(2):
+        mailbox.take()
+        mailbox.make_room()
+    assert not waiting.done()
+    mailbox.take()
+    await soon(waiting)
+    assert mailbox.suspends is None
+    mailbox.make_room()
+
+
+async def test_room_is_not_there_any_more_when_the_waiter_looks() -> None:
+    mailbox = Mailbox(1)
+    mailbox.extend([message(1)])
+    waiting = asyncio.create_task(mailbox.room())
+    await until(lambda: mailbox.suspends is not None)
+    mailbox.take()
+    mailbox.extend([message(2)])
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    mailbox.take()
+    await soon(waiting)
+
+
+async def test_closing() -> None:
+    mailbox = Mailbox(1)
+    mailbox.extend([message(1), message(2)])
+    mailbox.fail(ValueError())
+    room = asyncio.create_task(mailbox.room())
+    change = asyncio.create_task(mailbox.changed())
+    await until(lambda: mailbox.suspends is not None)
+    mailbox.close()
+    await soon(room)
+    await soon(change)
+    assert mailbox.closed
+    assert len(mailbox) == 2
+    assert not mailbox.has_errors
+    mailbox.close()
+    mailbox.discard()
+    assert mailbox.take() is None
+
+
+async def test_waiting_for_a_change() -> None:
+    signal = Signal()
+    waiting = [asyncio.create_task(signal.changed()) for _ in range(3)]
+    await asyncio.sleep(0)
+    waiting[1].cancel()
+    await asyncio.sleep(0)
+    signal.wake()
+    await soon(asyncio.gather(waiting[0], waiting[2]))
+    assert waiting[1].cancelled()
+    await soon(signal.changed(0.001))
+    assert signal._waiters == []
+
+
+async def test_waking_and_time_at_once() -> None:
+    signal = Signal()
+    waiting = asyncio.create_task(signal.changed(0.0))
+    await asyncio.sleep(0)
+    signal.wake()
+    await soon(waiting)
+    gone = asyncio.create_task(signal.changed())
+    await asyncio.sleep(0)
+    gone.cancel()
+    signal.wake()
+    with pytest.raises(asyncio.CancelledError):
+        await gone
