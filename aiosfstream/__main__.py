@@ -237,15 +237,18 @@ async def run_listen(options: argparse.Namespace) -> int:
         storage = await open_storage(options, stack)
         status = StatusLine(len(starts))
         stack.callback(status.clear)
-        client = Client(
-            authenticator,
-            replay=storage,
-            replay_fallback=None if options.fallback is None else parse_replay(options.fallback),
-            replay_storage_policy=ReplayMarkerStoragePolicy.MANUAL,
-            connection_timeout=options.timeout,
-            api_version=options.api_version or API_VERSION,
-            observer=status.observe,
-        )
+        try:
+            client = Client(
+                authenticator,
+                replay=storage,
+                replay_fallback=None if options.fallback is None else parse_replay(options.fallback),
+                replay_storage_policy=ReplayMarkerStoragePolicy.MANUAL,
+                connection_timeout=options.timeout,
+                api_version=options.api_version or API_VERSION,
+                observer=status.observe,
+            )
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         await stack.enter_async_context(client)
         for channel, start in starts:
             await client.subscribe(channel, replay=start)
