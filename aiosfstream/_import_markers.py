@@ -1,85 +1,208 @@
-"""Carry markers over from a shelf or a JSON file into any storage."""
+"""Carrying stored markers over: from a shelf, a JSON file or any mapping into a storage."""
 
 from __future__ import annotations
 
 import dbm
+import importlib
+import io
 import json
+import logging
 import os
-import shelve
-from collections.abc import Mapping
+import pickle
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from .exceptions import ReplayError
-from .replay import ReplayMarker, ReplayMarkerStorage, _as_marker
+from .replay import ReplayMarker, ReplayMarkerStorage, _as_marker, should_store
+
+__all__ = ["Imported", "import_markers", "read_markers"]
+
+LOGGER = logging.getLogger(__name__)
+
+#: What the kinds of dbm add to the name of a shelf: one file each, or several.
+_SUFFIXES: Final = {
+    "dbm.ndbm": (".pag", ".dir", ".db"),
+    "dbm.dumb": (".dat", ".dir", ".bak"),
+    "dbm.gnu": ("",),
+    "dbm.sqlite3": ("",),
+}
+_OTHER_PYTHON: Final = (
+    "Import a shelf with the Python that wrote it: which kinds of shelves a Python can read depends on"
+    " how it was built."
+)
+_ALL_SUFFIXES: Final = ("", ".db", ".dat", ".pag")
 
 
-async def import_markers(source: str | os.PathLike[str], storage: ReplayMarkerStorage) -> int:
-    """Copy every marker of *source* into *storage*; what is stored there of a channel is replaced.
+@dataclass
+class Imported:
+    """What became of the markers.
 
-    :param source: a JSON file that holds an object of channels to replay ids or ``[date, id]`` pairs,
-        or the name that a shelf was opened with
-    :param storage: where to
-    :return: how many markers were copied
-    :raises ReplayError: if *source* cannot be read or is empty, or *storage* cannot be written
+    :ivar stored: the markers that are in the storage now
+    :ivar kept: the channels of which the storage had a newer marker, which it still has
+    :ivar skipped: the names that are no channels or have no marker
     """
-    markers = read_markers(source)
-    for channel, marker in markers.items():
-        await storage.set_replay_marker(channel, marker)
-    return len(markers)
+
+    stored: dict[str, ReplayMarker] = field(default_factory=dict)
+    kept: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
 
 
-def read_markers(source: str | os.PathLike[str]) -> dict[str, ReplayMarker]:
-    """Read the markers of a JSON file or a shelf.
+async def import_markers(
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    storage: ReplayMarkerStorage,
+    *,
+    overwrite: bool = False,
+) -> Imported:
+    """Store markers that were kept elsewhere.
 
-    :param source: as for :func:`import_markers`
-    :return: channels to markers
-    :raises ReplayError: if it cannot be read or is empty
+    :param source: the name of a shelf, as given to :func:`shelve.open`; a JSON file that holds an object
+        of channels; or a mapping of channels. What belongs to a channel is a marker, or a date and a
+        replay id as a list or as an object with ``date`` and ``replay_id``, or a replay id alone
+    :param storage: where to
+    :param overwrite: whether a marker replaces a newer one too
+    :return: what became of them
+    :raises ReplayError: if the source cannot be read, or a marker cannot be stored
+    """
+    values = source if isinstance(source, Mapping) else read_markers(source)
+    imported = Imported()
+    for channel, value in values.items():
+        marker = _understood(value) if channel.startswith("/") else None
+        if marker is None:
+            imported.skipped.append(channel)
+        elif overwrite or should_store(await storage.get_replay_marker(channel), marker):
+            await storage.set_replay_marker(channel, marker)
+            imported.stored[channel] = marker
+        else:
+            imported.kept.append(channel)
+    await storage.flush()
+    return imported
+
+
+def read_markers(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a shelf or a JSON file. Nothing is written, and nothing in it is executed.
+
+    :param source: the name of a shelf, with or without what its kind of dbm adds to it, or of a JSON
+        file
+    :return: channels and what is stored for them
+    :raises ReplayError: if it is neither, or needs another Python
     """
     path = Path(source)
-    entries = _read_json(path)
-    if entries is None:
-        entries = _read_shelf(path)
-    markers = {}
-    for channel, value in entries.items():
-        marker = _as_marker(value)
-        if marker is None or not str(channel).startswith("/"):
-            raise ReplayError(
-                f"{path} holds no replay markers: {channel!r:.100} is no channel with a marker"
-            )
-        markers[str(channel).partition("?")[0]] = ReplayMarker(*marker)
-    if not markers:
+    for name in (path, path.with_suffix("")) if path.suffix else (path,):
+        kind = dbm.whichdb(str(name))
+        if kind:
+            return _read_shelf(name, kind)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        sentence = f"The markers in {str(path)!r} cannot be read: {error.strerror}."
+        others = _files_of(path, _ALL_SUFFIXES)
+        if others:
+            sentence += f" But there is {str(others[0])!r}. {_OTHER_PYTHON}"
+        raise ReplayError(sentence) from error
+    return _read_json(path, content)
+
+
+def _files_of(path: Path, suffixes: Iterable[str]) -> list[Path]:
+    """Give the files that may be parts of a shelf of this name."""
+    return [name for name in (Path(f"{path}{suffix}") for suffix in suffixes) if name.is_file()]
+
+
+def _read_json(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(content.decode("utf-8"))
+    except ValueError as error:
         raise ReplayError(
-            f"{path} holds no markers. A shelf can seem empty where Python has another dbm module than the"
-            " one that wrote it: read it with the Python that wrote it, write its items to a JSON file, and"
-            " import that."
-        )
-    return markers
+            f"{str(path)!r} is no JSON file, and no shelf that this Python can read. {_OTHER_PYTHON}"
+        ) from error
+    if not isinstance(values, dict):
+        raise ReplayError(f"The JSON file {str(path)!r} should hold an object of channels.")
+    return values
 
 
-def _read_json(path: Path) -> Mapping[str, Any] | None:
+def _read_shelf(path: Path, kind: str) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(value, dict):
-        raise ReplayError(f"{path} should hold a JSON object of channels to replay ids")
-    return value
-
-
-def _read_shelf(path: Path) -> Mapping[str, Any]:
-    try:
-        kind = dbm.whichdb(str(path))
-        if not kind:
-            raise ReplayError(
-                f"{path} is neither a JSON file nor a shelf that this Python can read"
-                if kind == "" or path.exists()
-                else f"There is no file or shelf {path}"
-            )
-        # Read-only, so that a foreign file is never changed.
-        with shelve.open(str(path), flag="r") as shelf:
-            return dict(shelf)
+        module: Any = importlib.import_module(kind)
+        with closing(module.open(str(path), "r")) as database:
+            # A program may keep other things in the same shelf.
+            values = {
+                key.decode("utf-8"): _unpickle(path, database[key]) if key[:1] == b"/" else None
+                for key in database.keys()  # noqa: SIM118
+            }
+    except ImportError as error:
+        raise ReplayError(
+            f"The shelf {str(path)!r} was written with {kind}, which this Python does not have."
+            f" {_OTHER_PYTHON}"
+        ) from error
     except ReplayError:
         raise
     except Exception as error:
-        raise ReplayError(f"The shelf {path} cannot be read: {error}") from error
+        # What a damaged file can raise has no bounds.
+        raise ReplayError(f"The shelf {str(path)!r} cannot be read: {error}.") from error
+    _look_for_others(path, kind, empty=not values)
+    return values
+
+
+def _look_for_others(path: Path, kind: str, *, empty: bool) -> None:
+    """Refuse an empty shelf that a Python with another dbm has made beside the true one."""
+    ours = _SUFFIXES.get(kind, ())
+    others = _files_of(path, [suffix for suffix in _ALL_SUFFIXES if suffix not in ours])
+    if not others:
+        return
+    sentence = (
+        f"Beside the shelf {str(path)!r}, which {kind} has written, there is {str(others[0])!r}: Pythons"
+        " differ in the kind of dbm that they use, and one makes a new shelf where another left its own."
+    )
+    if empty:
+        raise ReplayError(
+            f"{sentence} The one by {kind} is empty. {_OTHER_PYTHON} If the other file has nothing to"
+            " do with it, move it elsewhere."
+        )
+    LOGGER.warning("%s The one by %s is imported.", sentence, kind)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes markers and plain values, and calls nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Give the class of markers, in whichever module the writer had it.
+
+        :param module: the module that the pickle names
+        :param name: the name in it
+        :return: the class
+        :raises UnpicklingError: for anything else
+        """
+        if name == "ReplayMarker":
+            return ReplayMarker
+        # How the two oldest protocols make a tuple's subclass.
+        if (module, name) in {("copyreg", "_reconstructor"), ("copy_reg", "_reconstructor")}:
+            return _reconstruct
+        if name == "tuple" and module in {"builtins", "__builtin__"}:
+            return tuple
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no replay marker")
+
+
+def _reconstruct(cls: type[Any], base: type[Any], state: Iterable[Any]) -> ReplayMarker:
+    if cls is not ReplayMarker or base is not tuple:
+        raise pickle.UnpicklingError("it is no replay marker")
+    return ReplayMarker(*state)
+
+
+def _unpickle(path: Path, content: bytes) -> Any:
+    try:
+        return _Unpickler(io.BytesIO(content)).load()
+    except Exception as error:
+        # What a pickle of anything can raise has no bounds.
+        raise ReplayError(
+            f"The shelf {str(path)!r} holds something else than replay markers: {error}."
+        ) from error
+
+
+def _understood(value: Any) -> ReplayMarker | None:
+    if isinstance(value, dict):
+        value = (value.get("date"), value.get("replay_id"))
+    marker = _as_marker(value)
+    valid = marker is not None and isinstance(marker.replay_id, (int, str, float))
+    return marker if valid else None
