@@ -416,7 +416,10 @@ class ReplayMarkerStorage(Extension):
                 ...  # process it
 
         The marker is stored if the block succeeds. With several messages in flight, called in the order
-        in which they were received, it never passes one whose block has not ended.
+        in which they were received, it never passes one whose block has not ended. A block that fails
+        has ended: what is to become of its message is decided inside of the block. One that is
+        cancelled, and a message whose block was never entered, keep the marker from passing until
+        another block succeeds, so a program that is shut down loses nothing.
 
         :param message: the message, in flight from this call on
         :return: a context manager to be entered once
@@ -433,10 +436,15 @@ class ReplayMarkerStorage(Extension):
     async def _finish(self, place: _Place, *, succeeded: bool) -> None:
         """Note the end of a block and store the marker that this makes due."""
         self._clear_abandoned()
-        if not succeeded and self._is_forced(place.line.key, place.message):
-            self._forced[place.line.key] = _ANY
+        if not succeeded:
+            self._note_failure(place)
         self._leave(place, place.message if succeeded else None)
         await self._store_due(place.line)
+
+    def _note_failure(self, place: _Place) -> None:
+        # The stored marker is of no use all the same, so the next message replaces it.
+        if self._is_forced(place.line.key, place.message):
+            self._forced[place.line.key] = _ANY
 
     def _leave(self, place: _Place, done: JsonObject | None) -> None:
         in_front = place.line.leave(place)
@@ -471,12 +479,19 @@ class ReplayMarkerStorage(Extension):
     def _abandon(self, place: _Place) -> None:
         # May run in any thread and at any moment, so it touches nothing that others are changing.
         self._abandoned.append(place)
-        channel = place.message.get("channel")
-        LOGGER.warning("The processing of a message on %.100s was abandoned", channel)
+        LOGGER.warning(
+            "The processing of a message on %.100s was cancelled or never begun, its marker is not"
+            " stored",
+            place.message.get("channel"),
+        )
 
     def _clear_abandoned(self) -> None:
         while self._abandoned:
-            self._leave(self._abandoned.popleft(), None)
+            place = self._abandoned.popleft()
+            # It was not processed, so nothing that has finished already may pass it.
+            place.held = None
+            self._note_failure(place)
+            self._leave(place, None)
 
 
 class ReplayMarkerStorageContextManager:
@@ -515,11 +530,11 @@ class ReplayMarkerStorageContextManager:
         self._ended = True
         if exc_type is None:
             await self._storage._finish(self._place, succeeded=True)
-        elif issubclass(exc_type, GeneratorExit):
-            # The task is being destroyed and cannot wait any more.
-            self._storage._abandon(self._place)
-        else:
+        elif issubclass(exc_type, Exception):
             await self._fail(exc_type)
+        else:
+            # Cancelled, or even destroyed: this is no time to wait for a storage.
+            self._storage._abandon(self._place)
 
     async def _fail(self, exc_type: type[BaseException]) -> None:
         channel = self._message.get("channel")

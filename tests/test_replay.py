@@ -910,7 +910,7 @@ async def test_a_message_that_nobody_processes_does_not_block_for_ever(
     second = storage(platform(2))
     del forgotten
     gc.collect()
-    assert "was abandoned" in caplog.text
+    assert "cancelled or never begun" in caplog.text
     async with second:
         pass
     assert storage.writes == [2]
@@ -923,10 +923,48 @@ async def test_a_forgotten_message_in_the_middle() -> None:
         pass
     del middle
     gc.collect()
-    storage(platform(4))
     async with first:
         pass
+    assert storage.writes == [1], "what nobody processed was passed by what had finished before"
+    async with storage(platform(4)):
+        pass
+    assert storage.writes == [1, 4]
+
+
+async def test_a_program_that_is_shut_down_passes_nothing_unfinished() -> None:
+    storage = SlowStorage()
+    begun, end = asyncio.Event(), asyncio.Event()
+
+    async def process(number: int, manager: Any) -> None:
+        async with manager:
+            if number not in {0, 3}:
+                begun.set()
+                await end.wait()
+
+    # Number 5 is never begun.
+    managers = [storage(platform(number)) for number in range(6)]
+    tasks = [asyncio.create_task(process(number, managers[number])) for number in range(5)]
+    await begun.wait()
+    await asyncio.sleep(0)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    managers.clear()
+    gc.collect()
+    assert storage.writes == [0]
+    assert [task.cancelled() for task in tasks] == [False, True, True, False, True]
+
+
+async def test_a_program_that_goes_on_behind_a_cancelled_message() -> None:
+    storage = SlowStorage()
+    cancelled, done = await jobs(storage, platform(1), platform(2))
+    await done.succeed()
+    await cancelled.fail(asyncio.CancelledError())
+    assert storage.writes == []
+    async with storage(platform(3)):
+        pass
     assert storage.writes == [3]
+    assert storage._lines == {}
 
 
 async def test_a_coroutine_that_is_thrown_away_gives_its_place_back() -> None:
@@ -1024,6 +1062,28 @@ async def test_memory_is_for_what_is_in_flight() -> None:
     await stuck.succeed()
     assert storage.writes == [1999]
     assert storage._lines == {}
+
+
+@given(
+    st.permutations(range(6)),
+    st.lists(st.sampled_from([None, ValueError("x"), asyncio.CancelledError()]), min_size=6),
+)
+def test_cancelling_moves_no_marker(order: list[int], outcomes: list[BaseException | None]) -> None:
+    async def run() -> None:
+        storage = SlowStorage()
+        running = await jobs(storage, *[platform(number) for number in range(6)])
+        ended: set[int] = set()
+        for number in order:
+            error, before = outcomes[number], dict(storage.markers)
+            ended.add(number)
+            await (running[number].succeed() if error is None else running[number].fail(error))
+            if isinstance(error, asyncio.CancelledError):
+                assert storage.markers == before
+            for marker in storage.markers.values():
+                assert ended.issuperset(range(marker.replay_id)), "it ran ahead"
+                assert outcomes[marker.replay_id] is None
+
+    asyncio.run(run())
 
 
 @given(st.data())
