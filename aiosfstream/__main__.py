@@ -241,7 +241,9 @@ async def run_listen(options: argparse.Namespace) -> int:
             client = Client(
                 authenticator,
                 replay=storage,
-                replay_fallback=None if options.fallback is None else parse_replay(options.fallback),
+                replay_fallback=None
+                if options.fallback is None
+                else parse_replay(options.fallback),
                 replay_storage_policy=ReplayMarkerStoragePolicy.MANUAL,
                 connection_timeout=options.timeout,
                 api_version=options.api_version or API_VERSION,

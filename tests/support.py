@@ -135,5 +135,3 @@ async def cancelled_at(coroutine: Coroutine[Any, Any, Any], number: int) -> tupl
     await asyncio.wait([task], timeout=PATIENCE)
     assert task.done(), "a cancelled operation hangs"
     return canceller.reached, None if task.cancelled() else task.result()
-
-

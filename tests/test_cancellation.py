@@ -121,12 +121,22 @@ async def test_subscribe_and_unsubscribe(
             reached, _ = await cancelled_at(getattr(client, operation)(EVENT), number)
             # It is finished in the background, and subscriptions tells the outcome.
             wanted = {EVENT} if operation == "subscribe" else set()
-            await until(lambda client=client, wanted=wanted: client.subscriptions == wanted)
+            await subscribed(client, wanted)
             await works(client, server)
         await watched.nothing_is_left(client)
         if not reached:
             break
     assert not reached
+
+
+def publish_two(server: StreamingServer, published: list[Any]) -> None:
+    """Publish two events and note their ids."""
+    published.extend(server.publish_many([(EVENT, None)] * 2))
+
+
+async def subscribed(client: Client, channels: set[str]) -> None:
+    """Wait until *client* is subscribed to *channels*."""
+    await until(lambda: client.subscriptions == channels)
 
 
 class SlowStorage(ReplayMarkerStorage):
@@ -162,8 +172,7 @@ async def test_receive(server: StreamingServer, pending: bool) -> None:
             else:
                 await held(server)
                 loop = asyncio.get_running_loop()
-                loop.call_soon(lambda wanted=wanted: wanted.extend(
-                    server.publish_many([(EVENT, None)] * 2)))
+                loop.call_soon(publish_two, server, wanted)
             reached, message = await cancelled_at(client.receive(), number)
             received = [] if message is None else [replay_id(message)]
             while len(received) < 2:

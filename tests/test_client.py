@@ -264,7 +264,7 @@ async def test_closing_wakes_who_waits(server: StreamingServer) -> None:
 
 @pytest.mark.parametrize("operation", ["subscribe", "unsubscribe", "publish", "receive"])
 async def test_nothing_works_while_it_is_closed(server: StreamingServer, operation: str) -> None:
-    arguments = {"publish": ("/x", {}), "receive": ()}.get(operation, ("/x",))
+    arguments: Any = {"publish": ("/x", {}), "receive": ()}.get(operation, ("/x",))
     client = client_for(server)
     with pytest.raises(ClientInvalidOperation):
         await getattr(client, operation)(*arguments)
@@ -282,9 +282,17 @@ async def test_nothing_works_while_it_is_closed(server: StreamingServer, operati
         (Status(503), "/meta/handshake", TransportError),
         (Garble(), "/meta/connect", TransportError),
         (Refuse("400::Unsupported API version."), "/meta/handshake", ServerError),
-        (Refuse("403::Organization concurrent user limit exceeded"), "/meta/handshake", ServerError),
+        (
+            Refuse("403::Organization concurrent user limit exceeded"),
+            "/meta/handshake",
+            ServerError,
+        ),
         (Refuse("500::x", advice={"reconnect": "retry"}), "/meta/connect", ServerError),
-        (Status(302, headers={"Location": "https://login.example/"}), "/meta/handshake", TransportError),
+        (
+            Status(302, headers={"Location": "https://login.example/"}),
+            "/meta/handshake",
+            TransportError,
+        ),
     ],
     ids=str,
 )
@@ -304,7 +312,9 @@ async def test_a_failed_opening_leaves_nothing_and_can_be_repeated(
         await client.open()
     assert client.closed
     assert [session.closed for session in sessions] == [True]
-    assert {task for task in asyncio.all_tasks() - tasks if "aiosfstream" in task.get_name()} == set()
+    assert {
+        task for task in asyncio.all_tasks() - tasks if "aiosfstream" in task.get_name()
+    } == set()
     async with client:
         await client.subscribe(EVENT)
 
@@ -338,12 +348,14 @@ async def test_opening_makes_up_for_one_lost_session(server: StreamingServer) ->
 
 
 async def test_no_common_connection_type(server: StreamingServer) -> None:
-    reply = [{
-        "channel": "/meta/handshake",
-        "successful": True,
-        "clientId": "x",
-        "supportedConnectionTypes": ["websocket"],
-    }]
+    reply = [
+        {
+            "channel": "/meta/handshake",
+            "successful": True,
+            "clientId": "x",
+            "supportedConnectionTypes": ["websocket"],
+        }
+    ]
     server.add_fault(Garble(json.dumps(reply).encode()), on="/meta/handshake")
     with pytest.raises(ClientError, match="websocket"):
         await client_for(server).open()
@@ -382,12 +394,14 @@ async def test_the_handshake_announces_replay(server: StreamingServer) -> None:
 async def test_a_missing_replay_support_is_told(
     server: StreamingServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reply = [{
-        "channel": "/meta/handshake",
-        "successful": True,
-        "clientId": "x",
-        "supportedConnectionTypes": ["long-polling"],
-    }]
+    reply = [
+        {
+            "channel": "/meta/handshake",
+            "successful": True,
+            "clientId": "x",
+            "supportedConnectionTypes": ["long-polling"],
+        }
+    ]
     server.add_fault(Garble(json.dumps(reply).encode()), on="/meta/handshake")
     async with client_for(server):
         pass
@@ -445,7 +459,7 @@ async def test_a_start_for_one_subscription(server: StreamingServer) -> None:
         assert await receive(client, 2) == ids[1:]
         await client.subscribe(EVENT, replay=ReplayOption.ALL_EVENTS)
         assert await receive(client, 3) == ids
-        await client.subscribe(EVENT, replay=ReplayMarker("", ids[1]))
+        await client.subscribe(EVENT, replay=ReplayMarker("", int(ids[1])))
         assert await receive(client) == ids[2:]
 
 
@@ -516,6 +530,7 @@ async def test_a_proxy_is_used_for_all_requests(server: StreamingServer) -> None
 
 async def test_async_for_over_the_kinds_of_mapping(server: StreamingServer, tmp_path: Path) -> None:
     shelf = shelve.open(str(tmp_path / "shelf"))  # noqa: SIM115
+    mapping: Any
     for mapping in ({}, OrderedDict(), shelf, DefaultMappingStorage({}, ReplayOption.ALL_EVENTS)):
         async with client_for(server, replay=mapping) as client:
             await client.subscribe(EVENT)
@@ -532,7 +547,8 @@ async def test_a_shelf_of_the_old_release(server: StreamingServer, tmp_path: Pat
     for name in ("markers-0.5.0.dat", "markers-0.5.0.dir"):
         data = (Path(__file__).parent / "data" / name).read_bytes()
         (tmp_path / name).write_bytes(data)
-    shelf = shelve.Shelf(dbm.dumb.open(str(tmp_path / "markers-0.5.0")))  # type: ignore[arg-type]
+    database: Any = dbm.dumb.open(str(tmp_path / "markers-0.5.0"))  # noqa: SIM115
+    shelf: shelve.Shelf[Any] = shelve.Shelf(database)
     channel, marker = next(iter(shelf.items()))
     assert type(marker) is ReplayMarker
     server.publish_data(channel, {"event": {"replayId": marker.replay_id}}, marker.replay_id)
@@ -592,7 +608,7 @@ async def test_the_manual_policy_in_async_for(server: StreamingServer) -> None:
     async with client_for(server, replay=stored, replay_storage_policy=policy) as client:
         await client.subscribe(EVENT)
         wanted = server.publish_many([(EVENT, None)] * 3)
-        received = []
+        received: list[Any] = []
         async for message in client:
             assert len(received) == 0 or stored[EVENT].replay_id == received[-1]
             async with client.replay_storage(message):
@@ -701,7 +717,7 @@ async def test_an_overridden_extraction_is_honoured(server: StreamingServer) -> 
     async with client_for(server, replay=Mine({})) as client:
         await client.subscribe(EVENT)
         wanted = server.publish_many([(EVENT, None)] * 2)
-        received = []
+        received: list[Any] = []
         async for message in client:
             received.append(replay_id(message))
             if len(received) == 2:
@@ -785,9 +801,7 @@ async def test_an_observer_that_fails_harms_nothing(
 
 async def test_the_connection_is_told_of(server: StreamingServer) -> None:
     events: list[aiosfstream.ConnectionEvent] = []
-    async with client_for(
-        server, observer=events.append, replay=ReplayOption.ALL_EVENTS
-    ) as client:
+    async with client_for(server, observer=events.append, replay=ReplayOption.ALL_EVENTS) as client:
         await client.subscribe(EVENT)
         wanted = [server.publish(EVENT)]
         assert await receive(client) == wanted

@@ -28,7 +28,9 @@ def exceptions_of(module: Any) -> dict[str, type[Exception]]:
     return {
         name: value
         for name, value in vars(module).items()
-        if inspect.isclass(value) and issubclass(value, Exception) and value.__module__ == module.__name__
+        if inspect.isclass(value)
+        and issubclass(value, Exception)
+        and value.__module__ == module.__name__
     }
 
 
@@ -49,9 +51,18 @@ def test_all_of_ours_are_in_one_tree_and_exported() -> None:
     ("error", "code", "args", "message"),
     [
         ("403::Unknown client", 403, [], "Unknown client"),
-        ("400::API version in the URI is mandatory. URI format: '/cometd/43.0'", 400, [],
-         "API version in the URI is mandatory. URI format: '/cometd/43.0'"),
-        ("403:denied_by_security_policy:create_denied", 403, ["denied_by_security_policy"], "create_denied"),
+        (
+            "400::API version in the URI is mandatory. URI format: '/cometd/43.0'",
+            400,
+            [],
+            "API version in the URI is mandatory. URI format: '/cometd/43.0'",
+        ),
+        (
+            "403:denied_by_security_policy:create_denied",
+            403,
+            ["denied_by_security_policy"],
+            "create_denied",
+        ),
         ("404:a,b:c", 404, ["a", "b"], "c"),
         ("404", 404, None, None),
         ("4040::x", None, [], "x"),
@@ -73,7 +84,12 @@ def test_the_parts_of_an_error(error: Any, code: Any, args: Any, message: Any) -
 def test_a_server_error_without_a_response() -> None:
     error = ServerError("Closed", None)
     assert error.args == ("Closed", None)
-    assert (error.message, error.response, error.error, error.failure_reason) == ("Closed", None, None, None)
+    assert (error.message, error.response, error.error, error.failure_reason) == (
+        "Closed",
+        None,
+        None,
+        None,
+    )
     assert str(error) == "Closed."
 
 
@@ -81,9 +97,14 @@ def test_a_server_error_without_a_response() -> None:
     ("response", "text"),
     [
         ({"error": "403::No access."}, "Subscribe request failed: 403::No access."),
-        ({"error": "401::x", "ext": {"sfdc": {"failureReason": "503::busy"}}},
-         "Subscribe request failed: 401::x; reason: 503::busy."),
-        ({"subscription": "/event/A", "error": "403::x"}, "Subscribe request failed (channel /event/A): 403::x."),
+        (
+            {"error": "401::x", "ext": {"sfdc": {"failureReason": "503::busy"}}},
+            "Subscribe request failed: 401::x; reason: 503::busy.",
+        ),
+        (
+            {"subscription": "/event/A", "error": "403::x"},
+            "Subscribe request failed (channel /event/A): 403::x.",
+        ),
         ({"ext": {"sfdc": 5}}, "Subscribe request failed."),
         ({"ext": 5, "subscription": 7}, "Subscribe request failed."),
     ],
@@ -98,8 +119,15 @@ def test_a_channel_is_named_once() -> None:
 
 
 def test_an_authentication_error_carries_what_the_endpoint_said() -> None:
-    error = AuthenticationError("refused", error="a", error_description="b", status=400, retryable=True)
-    assert (error.error, error.error_description, error.status, error.retryable) == ("a", "b", 400, True)
+    error = AuthenticationError(
+        "refused", error="a", error_description="b", status=400, retryable=True
+    )
+    assert (error.error, error.error_description, error.status, error.retryable) == (
+        "a",
+        "b",
+        400,
+        True,
+    )
     copy = pickle.loads(pickle.dumps(error))
     assert (str(copy), copy.error, copy.retryable) == ("refused", "a", True)
     assert AuthenticationError().retryable is False
@@ -111,7 +139,9 @@ class Unlisted(cometd.TransportTimeoutError):
 
 @pytest.mark.parametrize("theirs", [*exceptions_of(cometd).values(), Unlisted])
 def test_translation(theirs: type[Exception]) -> None:
-    arguments: tuple[Any, ...] = ("text", {"error": "400::x"}) if theirs is cometd.ServerError else ("text",)
+    arguments: tuple[Any, ...] = (
+        ("text", {"error": "400::x"}) if theirs is cometd.ServerError else ("text",)
+    )
     original = theirs(*arguments)
 
     @translate_errors
@@ -121,7 +151,9 @@ def test_translation(theirs: type[Exception]) -> None:
     with pytest.raises(AiosfstreamException) as caught:
         function()
     assert caught.value.__cause__ is original
-    assert isinstance(caught.value, theirs if theirs is not Unlisted else cometd.TransportTimeoutError)
+    assert isinstance(
+        caught.value, theirs if theirs is not Unlisted else cometd.TransportTimeoutError
+    )
     assert caught.value.args == arguments
 
 

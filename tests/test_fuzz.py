@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import cycle
 from typing import Any
@@ -43,35 +44,72 @@ class Answer:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4)
+    ),
     max_leaves=12,
 )
-CHANNELS = st.sampled_from([
-    "$channel", "/meta/handshake", "/meta/connect", "/meta/subscribe", "/meta/disconnect",
-    "/meta/unsubscribe", "/event/Fuzz__e", "/event/*", "/service/x", "/", "",
-])
-ADVICE = st.fixed_dictionaries({}, optional={
-    "reconnect": st.sampled_from(["retry", "handshake", "none", "", 1, None]),
-    "interval": st.sampled_from([0, 1, 5, -1, 1e308, "x", None, float("nan"), 10**400, True]),
-    "timeout": st.sampled_from([0, 50, -5, 1e308, "x", None, float("inf")]),
-}) | JSON
-ERRORS = st.sampled_from([
-    "401::Authentication invalid", "403::Unknown client", "402::session_unknown", "403::Handshake denied",
-    "400::The replayId {1} you provided was invalid.", "503::Server is too busy.", "", ":::", "400", 7,
-    "403::Organization concurrent user limit exceeded", "400::no BAYEUX_BROWSER cookie present", None,
-])
-MESSAGES = st.fixed_dictionaries({}, optional={
-    "channel": CHANNELS | JSON,
-    "id": st.sampled_from(["$id", "0", 1, None]) | JSON,
-    "successful": st.booleans() | st.sampled_from(["true", 1, None]),
-    "clientId": st.sampled_from(["client", "", None, 5]),
-    "error": ERRORS,
-    "advice": ADVICE,
-    "ext": JSON | st.fixed_dictionaries({"sfdc": st.fixed_dictionaries({"failureReason": ERRORS})}),
-    "subscription": st.sampled_from(["/event/Fuzz__e", None, 3]),
-    "supportedConnectionTypes": st.sampled_from([["long-polling"], [], "x", None, [[]]]),
-    "data": JSON | st.fixed_dictionaries({"event": st.fixed_dictionaries({"replayId": JSON})}),
-})
+CHANNELS = st.sampled_from(
+    [
+        "$channel",
+        "/meta/handshake",
+        "/meta/connect",
+        "/meta/subscribe",
+        "/meta/disconnect",
+        "/meta/unsubscribe",
+        "/event/Fuzz__e",
+        "/event/*",
+        "/service/x",
+        "/",
+        "",
+    ]
+)
+ADVICE = (
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "reconnect": st.sampled_from(["retry", "handshake", "none", "", 1, None]),
+            "interval": st.sampled_from(
+                [0, 1, 5, -1, 1e308, "x", None, float("nan"), 10**400, True]
+            ),
+            "timeout": st.sampled_from([0, 50, -5, 1e308, "x", None, float("inf")]),
+        },
+    )
+    | JSON
+)
+ERRORS = st.sampled_from(
+    [
+        "401::Authentication invalid",
+        "403::Unknown client",
+        "402::session_unknown",
+        "403::Handshake denied",
+        "400::The replayId {1} you provided was invalid.",
+        "503::Server is too busy.",
+        "",
+        ":::",
+        "400",
+        7,
+        "403::Organization concurrent user limit exceeded",
+        "400::no BAYEUX_BROWSER cookie present",
+        None,
+    ]
+)
+MESSAGES: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+    {},
+    optional={
+        "channel": CHANNELS | JSON,
+        "id": st.sampled_from(["$id", "0", 1, None]) | JSON,
+        "successful": st.booleans() | st.sampled_from(["true", 1, None]),
+        "clientId": st.sampled_from(["client", "", None, 5]),
+        "error": ERRORS,
+        "advice": ADVICE,
+        "ext": JSON
+        | st.fixed_dictionaries({"sfdc": st.fixed_dictionaries({"failureReason": ERRORS})}),
+        "subscription": st.sampled_from(["/event/Fuzz__e", None, 3]),
+        "supportedConnectionTypes": st.sampled_from([["long-polling"], [], "x", None, [[]]]),
+        "data": JSON | st.fixed_dictionaries({"event": st.fixed_dictionaries({"replayId": JSON})}),
+    },
+)
 GOOD = {
     "channel": "$channel",
     "id": "$id",
@@ -88,7 +126,9 @@ BODIES = st.one_of(
 )
 HEADERS = st.lists(
     st.tuples(
-        st.sampled_from(["Set-Cookie", "Content-Type", "Retry-After", "Location", "X", "Connection"]),
+        st.sampled_from(
+            ["Set-Cookie", "Content-Type", "Retry-After", "Location", "X", "Connection"]
+        ),
         st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=20),
     ),
     max_size=3,
@@ -96,7 +136,9 @@ HEADERS = st.lists(
 ANSWERS = st.builds(
     Answer,
     body=BODIES,
-    status=st.sampled_from([200, 200, 200, 200, 204, 301, 302, 400, 401, 403, 404, 408, 413, 429, 500, 503]),
+    status=st.sampled_from(
+        [200, 200, 200, 200, 204, 301, 302, 400, 401, 403, 404, 408, 413, 429, 500, 503]
+    ),
     headers=HEADERS,
     cut=st.sampled_from([False, False, False, True]),
 )
@@ -121,7 +163,11 @@ class FuzzServer:
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-                lengths = [line[15:] for line in head.lower().split("\r\n") if line.startswith("content-length:")]
+                lengths = [
+                    line[15:]
+                    for line in head.lower().split("\r\n")
+                    if line.startswith("content-length:")
+                ]
                 body = await reader.readexactly(int(lengths[0]) if lengths else 0)
                 self.requests += 1
                 answer = self._choose(head, body)
@@ -137,7 +183,7 @@ class FuzzServer:
             writer.close()
 
     def _choose(self, head: str, body: bytes) -> Answer:
-        if "/services/oauth2/token" not in head.split("\r\n")[0]:
+        if "/services/oauth2/token" not in head.split("\r\n", maxsplit=1)[0]:
             return next(self._answers)
         if self._tokens is not None:
             return next(self._tokens)
@@ -179,10 +225,8 @@ def run(server: FuzzServer, use: Callable[[FastAuthClient], Any]) -> None:
             request_timeout=0.1,
             connection_timeout=0.05,
         )
-        try:
+        with suppress(AiosfstreamException, asyncio.TimeoutError):
             await asyncio.wait_for(use(client), SPAN)
-        except (AiosfstreamException, asyncio.TimeoutError):
-            pass
         await asyncio.wait_for(client.close(), 10)
         listener.close()
         for _ in range(100):
@@ -200,10 +244,8 @@ async def stream(client: FastAuthClient) -> None:
     """Use the client as an application does that never gives up."""
     await client.open()
     for _ in range(2):
-        try:
+        with suppress(AiosfstreamException):
             await client.subscribe("/event/Fuzz__e")
-        except AiosfstreamException:
-            pass
     while not client.closed:
         try:
             await client.receive()
@@ -239,5 +281,3 @@ def test_a_server_that_answers_everything_at_once(body: bytes) -> None:
     good = Answer(json.dumps([GOOD]).encode())
     server = FuzzServer([good, good, good, *[Answer(body)] * 1000])
     run(server, stream)
-
-

@@ -32,7 +32,9 @@ async def test_order_errors_and_counting() -> None:
     assert mailbox.take() == message(3)
 
 
-@pytest.mark.parametrize(("limit", "full"), [(2, [False, False, True]), (0, [False] * 3), (-1, [False] * 3)])
+@pytest.mark.parametrize(
+    ("limit", "full"), [(2, [False, False, True]), (0, [False] * 3), (-1, [False] * 3)]
+)
 def test_when_it_is_full(limit: int, full: list[bool]) -> None:
     mailbox = Mailbox(limit)
     found = []

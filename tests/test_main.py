@@ -34,7 +34,9 @@ async def server() -> AsyncIterator[StreamingServer]:
 
 def environment(server: StreamingServer | None = None, **variables: str) -> dict[str, str]:
     """Give an environment with the credentials for *server*."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("SALESFORCE_")}
+    clean = {
+        name: value for name, value in os.environ.items() if not name.startswith("SALESFORCE_")
+    }
     if server is not None:
         credentials = server.credentials
         clean |= {
@@ -88,7 +90,9 @@ async def test_listening_from_the_start(server: StreamingServer) -> None:
     assert ids(lines) == wanted
 
 
-async def test_events_are_printed_at_once_and_ctrl_c_is_an_ordinary_end(server: StreamingServer) -> None:
+async def test_events_are_printed_at_once_and_ctrl_c_is_an_ordinary_end(
+    server: StreamingServer,
+) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         process = await start("listen", EVENT, TOPIC, env=environment(server))
         await server.wait_for(lambda server: server.subscriptions == {EVENT, TOPIC}, PATIENCE)
@@ -113,7 +117,9 @@ async def test_the_state_file(server: StreamingServer, tmp_path: Path) -> None:
     status, lines, _ = await run("listen", EVENT, *options, "--count", "3", env=environment(server))
     assert (status, ids(lines)) == (0, wanted[2:])
     channel = f"{EVENT}@{wanted[0]}"
-    status, lines, _ = await run("listen", channel, *options, "--count", "4", env=environment(server))
+    status, lines, _ = await run(
+        "listen", channel, *options, "--count", "4", env=environment(server)
+    )
     assert (status, ids(lines)) == (0, wanted[1:])
 
 
@@ -134,8 +140,12 @@ async def test_a_reader_that_has_had_enough(server: StreamingServer) -> None:
     wanted = server.publish_many([(EVENT, {"Text__c": "x" * 5000})] * 50)
     command = f"{sys.executable} -m aiosfstream listen {EVENT} --replay all | head -1; echo ${{PIPESTATUS[0]}}"
     process = await asyncio.create_subprocess_exec(
-        "bash", "-c", command, env=environment(server),
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        "bash",
+        "-c",
+        command,
+        env=environment(server),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
     output, errors = await soon(process.communicate(), PATIENCE)
     first, status = output.decode().splitlines()
@@ -185,8 +195,18 @@ async def test_what_fails_is_told_in_one_line(
 async def test_the_other_options(server: StreamingServer) -> None:
     wanted = [server.publish(EVENT)]
     status, lines, told = await run(
-        "--verbose", "listen", EVENT, "--replay", "all", "--count", "1", "--api-version", "60.0",
-        "--timeout", "30", env=environment(server),
+        "--verbose",
+        "listen",
+        EVENT,
+        "--replay",
+        "all",
+        "--count",
+        "1",
+        "--api-version",
+        "60.0",
+        "--timeout",
+        "30",
+        env=environment(server),
     )
     assert (status, ids(lines)) == (0, wanted)
     assert "/cometd/60.0" in {request.path for request in server.requests} or any(
@@ -209,7 +229,9 @@ async def test_help_is_for_newcomers() -> None:
 
 async def test_the_status_line_on_a_terminal(server: StreamingServer) -> None:
     ours, theirs = pty.openpty()
-    process = await start("listen", EVENT, "--replay", "all", env=environment(server), stderr=theirs)
+    process = await start(
+        "listen", EVENT, "--replay", "all", env=environment(server), stderr=theirs
+    )
     os.close(theirs)
     server.publish(EVENT)
     assert process.stdout is not None
@@ -241,7 +263,9 @@ def read_all(descriptor: int) -> str:
 async def test_logging_in_with_the_browser(server: StreamingServer, tmp_path: Path) -> None:
     output = tmp_path / "token"
     env = environment(server)
-    process = await start("login", "--no-browser", "--port", "17171", "--output", str(output), env=env)
+    process = await start(
+        "login", "--no-browser", "--port", "17171", "--output", str(output), env=env
+    )
     assert process.stderr is not None
     await soon(process.stderr.readline(), PATIENCE)
     url = (await soon(process.stderr.readline(), PATIENCE)).decode().strip()
@@ -263,7 +287,9 @@ async def test_a_log_in_that_is_denied(server: StreamingServer) -> None:
     await soon(process.stderr.readline(), PATIENCE)
     url = (await soon(process.stderr.readline(), PATIENCE)).decode().strip()
     state = url.partition("state=")[2].partition("&")[0]
-    denial = f"http://localhost:17172/callback?state={state}&error=access_denied&error_description=no"
+    denial = (
+        f"http://localhost:17172/callback?state={state}&error=access_denied&error_description=no"
+    )
     async with aiohttp.ClientSession() as browser, browser.get(denial) as answer:
         assert answer.status == 400
     output, errors = await soon(process.communicate(), PATIENCE)
@@ -292,7 +318,9 @@ async def test_importing_markers(tmp_path: Path) -> None:
         assert await storage.get_replay_id(TOPIC) == 9
 
 
-@pytest.mark.parametrize("content", [None, "", "5", "{}", '{"x": 5}', '{"/event/A": null}', "\x00\x01"])
+@pytest.mark.parametrize(
+    "content", [None, "", "5", "{}", '{"x": 5}', '{"/event/A": null}', "\x00\x01"]
+)
 async def test_what_cannot_be_imported(tmp_path: Path, content: str | None) -> None:
     source = tmp_path / "source"
     if content is not None:

@@ -85,7 +85,9 @@ FAULTS: dict[str, tuple[Any, ...]] = {
     "HTTP 503": (Status(503, headers={"Retry-After": "0"}),),
     "HTTP 401 with a page": (Status(401),),
     "HTTP 403 with a page": (Status(403),),
-    "HTTP 401 with a message": (Status(401, b'[{"error":"401::Request requires authentication","successful":false}]'),),
+    "HTTP 401 with a message": (
+        Status(401, b'[{"error":"401::Request requires authentication","successful":false}]'),
+    ),
     "unknown client": (ForgetSession(),),
     "unknown client, advice none": (Refuse("403::Unknown client", advice=NONE),),
     "unknown client, no advice": (Refuse("403::Unknown client"),),
@@ -96,8 +98,12 @@ FAULTS: dict[str, tuple[Any, ...]] = {
     "busy": (Refuse("401::Authentication invalid", "503::Server is too busy.", NONE),),
     "limit": (Refuse("403::Handshake denied", LIMIT, {"reconnect": "none"}),),
     "daily limit": (Refuse("403::Organization total events daily limit exceeded", advice=NONE),),
-    "cookie": (Refuse("400::Client c has established a session, but no BAYEUX_BROWSER cookie present"),),
-    "another user": (Refuse("400::Authenticated user id does not match the session's user id", advice=NONE),),
+    "cookie": (
+        Refuse("400::Client c has established a session, but no BAYEUX_BROWSER cookie present"),
+    ),
+    "another user": (
+        Refuse("400::Authenticated user id does not match the session's user id", advice=NONE),
+    ),
     "retry": (Refuse("500::Internal", advice={"reconnect": "retry", "interval": 0}),),
     "events twice": (Duplicate(),),
 }
@@ -149,7 +155,7 @@ async def test_a_fault_during_the_renewal(server: StreamingServer, fault: str, o
         server.add_fault(*FAULTS[fault], on=on, times=2)
         server.expire_sessions()
         wanted = [server.publish(EVENT), server.publish(EVENT)]
-        received = []
+        received: list[Any] = []
         while len(received) < 2:
             try:
                 received += await receive(client)
@@ -296,7 +302,9 @@ async def test_busy_asks_for_no_token(server: StreamingServer) -> None:
 async def test_refused_credentials_reach_the_application_and_are_tried_again(
     server: StreamingServer,
 ) -> None:
-    async with client_for(server, replay=ReplayOption.ALL_EVENTS, connection_timeout=0.05) as client:
+    async with client_for(
+        server, replay=ReplayOption.ALL_EVENTS, connection_timeout=0.05
+    ) as client:
         await client.subscribe(EVENT)
         await receive_one(client, server)
         server.add_fault(OAuthError("invalid_grant", "authentication failure"), on="token", times=2)
@@ -316,7 +324,9 @@ async def test_refused_credentials_reach_the_application_and_are_tried_again(
 async def test_a_new_token_that_is_refused_as_well(server: StreamingServer) -> None:
     async with client_for(server) as client:
         await client.subscribe(EVENT)
-        refusal = Refuse("403::Handshake denied", "401::Authentication invalid", {"reconnect": "none"})
+        refusal = Refuse(
+            "403::Handshake denied", "401::Authentication invalid", {"reconnect": "none"}
+        )
         server.add_fault(refusal, on="/meta/handshake", times=1)
         await held(server)
         server.revoke_tokens()
@@ -339,7 +349,9 @@ async def test_a_new_token_that_is_refused_as_well(server: StreamingServer) -> N
     ],
     ids=str,
 )
-async def test_a_log_in_that_fails_for_now_is_tried_again(server: StreamingServer, fault: Any) -> None:
+async def test_a_log_in_that_fails_for_now_is_tried_again(
+    server: StreamingServer, fault: Any
+) -> None:
     async with client_for(server, replay=ReplayOption.ALL_EVENTS) as client:
         await client.subscribe(EVENT)
         wanted = [server.publish(EVENT)]
@@ -421,7 +433,9 @@ async def test_an_end_for_good(server: StreamingServer) -> None:
     ("fault", "text"),
     [(Status(404), "404"), (Redirect("https://elsewhere.example/login"), "elsewhere.example")],
 )
-async def test_an_answer_that_no_attempt_mends(server: StreamingServer, fault: Any, text: str) -> None:
+async def test_an_answer_that_no_attempt_mends(
+    server: StreamingServer, fault: Any, text: str
+) -> None:
     async with client_for(server) as client:
         await client.subscribe(EVENT)
         await held(server)
@@ -458,9 +472,7 @@ async def test_a_lost_channel_is_named_and_the_others_go_on(server: StreamingSer
 
 async def test_the_fallback_is_used_for_that_channel_only(server: StreamingServer) -> None:
     stored: dict[str, Any] = {}
-    async with client_for(
-        server, replay=stored, replay_fallback=ReplayOption.ALL_EVENTS
-    ) as client:
+    async with client_for(server, replay=stored, replay_fallback=ReplayOption.ALL_EVENTS) as client:
         for channel in (EVENT, TOPIC):
             server.publish(channel)
             await client.subscribe(channel, replay=ReplayOption.ALL_EVENTS)
@@ -482,9 +494,7 @@ async def test_the_fallback_is_used_for_that_channel_only(server: StreamingServe
 async def test_the_stale_marker_is_replaced_after_a_fallback(server: StreamingServer) -> None:
     newest = ReplayMarker("2999-01-01T00:00:00.000Z", 999_999)
     stored: dict[str, Any] = {EVENT: newest}
-    async with client_for(
-        server, replay=stored, replay_fallback=ReplayOption.NEW_EVENTS
-    ) as client:
+    async with client_for(server, replay=stored, replay_fallback=ReplayOption.NEW_EVENTS) as client:
         await client.subscribe(EVENT)
         assert stored[EVENT] == newest
         wanted = [server.publish(EVENT)]
@@ -504,7 +514,9 @@ async def test_the_stale_marker_is_replaced_after_a_fallback(server: StreamingSe
         "403::Subscription limit exceeded for this topic",
     ],
 )
-async def test_other_refusals_are_no_reason_for_a_fallback(server: StreamingServer, error: str) -> None:
+async def test_other_refusals_are_no_reason_for_a_fallback(
+    server: StreamingServer, error: str
+) -> None:
     server.deny(EVENT, error)
     async with client_for(
         server, replay={EVENT: 1}, replay_fallback=ReplayOption.ALL_EVENTS
@@ -532,8 +544,10 @@ async def test_a_channel_without_a_resume_point_starts_again_and_says_so(
         await held(server)
         wanted = [server.publish(EVENT)]
         assert await receive(client) == wanted
-        assert any(EVENT in record.getMessage() and "not delivered" in record.getMessage()
-                   for record in caplog.records)
+        assert any(
+            EVENT in record.getMessage() and "not delivered" in record.getMessage()
+            for record in caplog.records
+        )
 
 
 # Storage trouble
@@ -620,7 +634,9 @@ async def test_an_odd_event_never_ends_a_stream_that_stores_nothing(
         assert message == {"channel": EVENT, "data": data}
 
 
-@pytest.mark.parametrize("data", [{}, {"event": {}}, {"event": {"replayId": 7}}, "text", {"payload": 1}])
+@pytest.mark.parametrize(
+    "data", [{}, {"event": {}}, {"event": {"replayId": 7}}, "text", {"payload": 1}]
+)
 async def test_an_odd_event_is_delivered_and_logged_where_markers_are_stored(
     server: StreamingServer, data: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -49,7 +49,10 @@ def refusal(error: Any = None, advice: Any = None, reason: Any = None) -> dict[s
         (refusal("401::Authentication invalid", NONE), Verdict.LOG_IN),
         (refusal("403::Handshake denied", NONE, "401::Authentication invalid"), Verdict.LOG_IN),
         (refusal("403::Handshake denied", NONE), Verdict.STOP),
-        (refusal("401::Authentication invalid", NONE, "503::Server is too busy."), Verdict.RENEW_LATER),
+        (
+            refusal("401::Authentication invalid", NONE, "503::Server is too busy."),
+            Verdict.RENEW_LATER,
+        ),
         (refusal("403::Handshake denied", NONE, SIMULTANEOUS), Verdict.RENEW_LATER),
         (refusal("403::Organization concurrent user limit exceeded", NONE), Verdict.RENEW_LATER),
         (refusal("403::Organization total events daily limit exceeded"), Verdict.RENEW_LATER),
@@ -60,10 +63,16 @@ def refusal(error: Any = None, advice: Any = None, reason: Any = None) -> dict[s
         (refusal("403::Client has not completed handshake"), Verdict.RENEW),
         (refusal("402::session_unknown", HANDSHAKE), Verdict.RENEW),
         (refusal("402::unknown_session"), Verdict.RENEW),
-        (refusal("400::Client c has established a session, but no BAYEUX_BROWSER cookie present"),
-         Verdict.RENEW_COOKIES),
-        (refusal("400::Authenticated user id does not match the session's user id", NONE),
-         Verdict.RENEW_COOKIES),
+        (
+            refusal(
+                "400::Client c has established a session, but no BAYEUX_BROWSER cookie present"
+            ),
+            Verdict.RENEW_COOKIES,
+        ),
+        (
+            refusal("400::Authenticated user id does not match the session's user id", NONE),
+            Verdict.RENEW_COOKIES,
+        ),
         (refusal("400::Invalid connection type x"), Verdict.RETRY),
         (refusal("500::x", RETRY), Verdict.RETRY),
         (refusal("500::x", HANDSHAKE), Verdict.RENEW),
@@ -90,8 +99,12 @@ def test_judging_a_handshake_or_connect(reply: dict[str, Any], verdict: Verdict)
         (refusal("403::Unknown client"), Verdict.RENEW),
         (refusal("x", None, "503::Server is too busy."), Verdict.RENEW_LATER),
         (refusal("403::Subscription limit exceeded for this topic"), Verdict.PROCEED),
-        (refusal("403::Unable to create channel dynamically, maximum channel limit has been exceeded"),
-         Verdict.PROCEED),
+        (
+            refusal(
+                "403::Unable to create channel dynamically, maximum channel limit has been exceeded"
+            ),
+            Verdict.PROCEED,
+        ),
         (refusal("403::Organization total events daily limit exceeded"), Verdict.PROCEED),
         (refusal("403:denied_by_security_policy:create_denied", NONE), Verdict.PROCEED),
         (refusal("404::Unknown channel"), Verdict.PROCEED),
@@ -112,13 +125,19 @@ def test_every_trouble_has_a_verdict() -> None:
 @pytest.mark.parametrize(
     ("error", "replay"),
     [
-        ("400::The replayId {82} you provided was invalid. Please provide a valid ID, -2 to replay all"
-         " events, or -1 to replay only new events.", True),
+        (
+            "400::The replayId {82} you provided was invalid. Please provide a valid ID, -2 to replay all"
+            " events, or -1 to replay only new events.",
+            True,
+        ),
         ("400::The replayId {82} you provided was invalid.  Please provide a valid ID", True),
         ("400::The replayId 82 you provided was invalid", True),
         ("400::the replay id {a\nb} you provided was invalid", True),
-        ("400::The replayId for channel {/topic/x} wasn't found using the provided replay ID map {{}}."
-         " Ensure that the channel name you provided in the replay map is valid", True),
+        (
+            "400::The replayId for channel {/topic/x} wasn't found using the provided replay ID map {{}}."
+            " Ensure that the channel name you provided in the replay map is valid",
+            True,
+        ),
         ("400::The channel you requested to subscribe to doesn't exist {/event/x}", False),
         ("403::The replayId {82} you provided was invalid", False),
         ("400::Channel name not specified", False),
@@ -139,7 +158,14 @@ def test_the_failure_reason_is_the_true_cause() -> None:
 
 @pytest.mark.parametrize(
     ("advice", "word"),
-    [(NONE, "none"), (RETRY, "retry"), ({"reconnect": "x"}, ""), ({"interval": -0.1}, "none"), ({}, ""), ([], "")],
+    [
+        (NONE, "none"),
+        (RETRY, "retry"),
+        ({"reconnect": "x"}, ""),
+        ({"interval": -0.1}, "none"),
+        ({}, ""),
+        ([], ""),
+    ],
 )
 def test_reconnect_advice(advice: Any, word: str) -> None:
     assert reconnect_advice({"advice": advice}) == word
@@ -147,8 +173,19 @@ def test_reconnect_advice(advice: Any, word: str) -> None:
 
 @pytest.mark.parametrize(
     ("interval", "seconds"),
-    [(0, 0), (2000, 2), (500.0, 0.5), (10**9, 30), (10**400, 0), (-5, 0), ("9", 0), (True, 0), (None, 0),
-     (float("nan"), 0), (float("inf"), 0)],
+    [
+        (0, 0),
+        (2000, 2),
+        (500.0, 0.5),
+        (10**9, 30),
+        (10**400, 0),
+        (-5, 0),
+        ("9", 0),
+        (True, 0),
+        (None, 0),
+        (float("nan"), 0),
+        (float("inf"), 0),
+    ],
 )
 def test_the_interval_is_in_milliseconds(interval: Any, seconds: float) -> None:
     assert interval_of({"interval": interval}) == seconds
@@ -164,8 +201,12 @@ def test_the_timeout_is_in_milliseconds(timeout: Any, seconds: float) -> None:
     assert hold_of({}) == 110
 
 
-@given(st.dictionaries(st.sampled_from(["reconnect", "interval", "timeout"]), st.none() | st.booleans()
-                       | st.integers() | st.floats() | st.text()))
+@given(
+    st.dictionaries(
+        st.sampled_from(["reconnect", "interval", "timeout"]),
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    )
+)
 def test_any_advice_gives_sound_numbers(advice: dict[str, Any]) -> None:
     assert 0 <= interval_of(advice) <= 30
     assert 1 <= hold_of(advice) <= 600
@@ -181,7 +222,8 @@ def test_backoff_doubles_up_to_its_cap_with_full_jitter() -> None:
     assert bounds[:8] == [1, 2, 4, 8, 16, 32, 60, 60]
     assert all(0 <= delay <= bound for delay, bound in zip(delays, bounds, strict=True))
     late = delays[6:]
-    assert min(late) < 1 < 59 < max(late)
+    assert min(late) < 1
+    assert max(late) > 59
     assert 28 < sum(late) / len(late) < 32
     assert backoff.attempts == 2000
     backoff.reset()

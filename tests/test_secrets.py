@@ -115,7 +115,11 @@ async def test_nothing_secret_comes_out(flow: str, caplog: pytest.LogCaptureFixt
             assert await receive(client, 2) == wanted
             for task in asyncio.all_tasks():
                 texts.append(repr(task))
-        records = [record for record in caplog.records if record.name.startswith(("aiosfstream", "aiocometd"))]
+        records = [
+            record
+            for record in caplog.records
+            if record.name.startswith(("aiosfstream", "aiocometd"))
+        ]
         assert records
         texts += [record.getMessage() for record in records]
         texts += [str(record.__dict__) for record in records]

@@ -22,8 +22,6 @@ from aiosfstream import (
     PasswordAuthenticator,
     TransportError,
     _http,
-    _transport,
-    auth,
 )
 from aiosfstream._http import Answer, Failure, Trouble
 
@@ -112,7 +110,9 @@ class World:
         if what == "token":
             value: Any = outcome or {"access_token": "token", "instance_url": URL}
             return Answer(url, 400 if outcome else 200, {}, json.dumps(value).encode())
-        return Answer(url, 200, {}, json.dumps([await self._reply(what, message, outcome)]).encode())
+        return Answer(
+            url, 200, {}, json.dumps([await self._reply(what, message, outcome)]).encode()
+        )
 
     async def _reply(self, what: str, message: dict[str, Any], outcome: Any) -> dict[str, Any]:
         reply = {"channel": what, "id": message["id"], "successful": outcome is None}
@@ -130,7 +130,6 @@ def simulate(monkeypatch: pytest.MonkeyPatch, behaviour: Behaviour) -> tuple[Wor
     """
     world = World(behaviour)
     monkeypatch.setattr(_http, "post", world.post)
-    assert _transport._http.post == auth._http.post == world.post
     raised: Counter[str] = Counter()
 
     async def main() -> None:
@@ -168,7 +167,9 @@ def failure(trouble: Trouble, retry_after: float | None = None) -> Behaviour:
     )
 
 
-def refusal(error: str, advice: Any = None, reason: str | None = None, on: str = "/meta/connect") -> Behaviour:
+def refusal(
+    error: str, advice: Any = None, reason: str | None = None, on: str = "/meta/connect"
+) -> Behaviour:
     """Refuse every request on one channel."""
     fields: dict[str, Any] = {"error": error}
     if advice is not None:
@@ -197,15 +198,21 @@ CASES: dict[str, tuple[Behaviour, int, int]] = {
     "unknown client for subscriptions": (
         lambda what, _: (
             {"error": "403::Unknown client", "advice": {"reconnect": "handshake"}}
-            if what in ("/meta/subscribe", "/meta/connect") else None
-        ), NETWORK, 0,
+            if what in ("/meta/subscribe", "/meta/connect")
+            else None
+        ),
+        NETWORK,
+        0,
     ),
     "advice retry": (refusal("500::x", {"reconnect": "retry", "interval": 0}), NETWORK, 0),
     "advice handshake on a handshake": (
         lambda what, _: (
             {"error": "500::x", "advice": {"reconnect": "handshake"}}
-            if what in ("/meta/handshake", "/meta/connect") else None
-        ), NETWORK, 0,
+            if what in ("/meta/handshake", "/meta/connect")
+            else None
+        ),
+        NETWORK,
+        0,
     ),
     "busy": (refusal("401::Authentication invalid", NONE, "503::Server is too busy."), BUSY, 0),
     "a limit": (refusal("403::Organization concurrent user limit exceeded", NONE), BUSY, 0),
@@ -213,28 +220,45 @@ CASES: dict[str, tuple[Behaviour, int, int]] = {
     "HTTP 401": (html(401), 200, 30),
     "a refused handshake": (
         lambda what, _: (
-            {"error": "403::Handshake denied", "ext": {"sfdc": {"failureReason": "401::x"}}, "advice": NONE}
-            if what == "/meta/handshake" else
-            {"error": "401::Authentication invalid", "advice": NONE} if what == "/meta/connect" else None
-        ), 100, 30,
+            {
+                "error": "403::Handshake denied",
+                "ext": {"sfdc": {"failureReason": "401::x"}},
+                "advice": NONE,
+            }
+            if what == "/meta/handshake"
+            else {"error": "401::Authentication invalid", "advice": NONE}
+            if what == "/meta/connect"
+            else None
+        ),
+        100,
+        30,
     ),
     "refused credentials": (
         lambda what, _: (
             {"error": "invalid_grant", "error_description": "authentication failure"}
-            if what == "token" else {"error": "401::Authentication invalid", "advice": NONE}
-        ), 30, 15,
+            if what == "token"
+            else {"error": "401::Authentication invalid", "advice": NONE}
+        ),
+        30,
+        15,
     ),
     "a token endpoint that is down": (
         lambda what, _: (
             Failure(Trouble.NOT_SENT, TransportError("down"))
-            if what == "token" else {"error": "401::Authentication invalid", "advice": NONE}
-        ), NETWORK, NETWORK,
+            if what == "token"
+            else {"error": "401::Authentication invalid", "advice": NONE}
+        ),
+        NETWORK,
+        NETWORK,
     ),
     "a log-in rate limit": (
         lambda what, _: (
             {"error": "invalid_grant", "error_description": "login rate exceeded"}
-            if what == "token" else {"error": "401::Authentication invalid", "advice": NONE}
-        ), 60, 60,
+            if what == "token"
+            else {"error": "401::Authentication invalid", "advice": NONE}
+        ),
+        60,
+        60,
     ),
     "refused cookies": (refusal("400::no BAYEUX_BROWSER cookie present"), 40, 0),
 }
@@ -257,7 +281,9 @@ def test_the_application_hears_of_a_loss_every_connection_timeout(
     assert 55 <= raised["TransportTimeoutError"] <= 60
 
 
-def test_refused_credentials_are_tried_more_and_more_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_credentials_are_tried_more_and_more_seldom(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     behaviour, _, _ = CASES["refused credentials"]
     world, raised = simulate(monkeypatch, behaviour)
     assert raised.keys() == {AuthenticationError.__name__}

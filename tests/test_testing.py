@@ -55,13 +55,17 @@ class Browser:
     async def post(self, body: Any) -> list[Message]:
         """Post anything."""
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
-        async with self.http.post(self.server.url + self.path, json=body, headers=headers) as answer:
+        async with self.http.post(
+            self.server.url + self.path, json=body, headers=headers
+        ) as answer:
             found: list[Message] = await answer.json(content_type=None)
             return found
 
     async def shake_hands(self) -> Message:
         """Shake hands."""
-        [reply] = await self.send("/meta/handshake", supportedConnectionTypes=["long-polling"], version="1.0")
+        [reply] = await self.send(
+            "/meta/handshake", supportedConnectionTypes=["long-polling"], version="1.0"
+        )
         self.client_id = reply.get("clientId", "")
         return reply
 
@@ -156,7 +160,9 @@ async def test_a_refused_token(browser: Browser) -> None:
     assert reply["error"] == "401::Authentication invalid"
     assert reply["advice"] == {"reconnect": "none", "interval": 0}
     browser.server.http_401 = True
-    async with browser.http.post(browser.server.url + browser.path, json=[{"channel": "/meta/connect"}]) as answer:
+    async with browser.http.post(
+        browser.server.url + browser.path, json=[{"channel": "/meta/connect"}]
+    ) as answer:
         assert answer.status == 401
 
 
@@ -215,16 +221,30 @@ async def test_a_held_connect(server: StreamingServer, browser: Browser) -> None
 
 
 async def test_a_connect_with_others_is_not_held(server: StreamingServer, browser: Browser) -> None:
-    answer = await soon(browser.post([
-        {"channel": "/meta/connect", "clientId": browser.client_id, "connectionType": "long-polling"},
-        {"channel": "/meta/subscribe", "clientId": browser.client_id, "subscription": EVENT},
-    ]))
+    answer = await soon(
+        browser.post(
+            [
+                {
+                    "channel": "/meta/connect",
+                    "clientId": browser.client_id,
+                    "connectionType": "long-polling",
+                },
+                {
+                    "channel": "/meta/subscribe",
+                    "clientId": browser.client_id,
+                    "subscription": EVENT,
+                },
+            ]
+        )
+    )
     assert [reply["successful"] for reply in answer] == [True, True]
     assert server.violations == ["several messages in one request"]
 
 
 @pytest.mark.parametrize("reconnect", ["none", "handshake"])
-async def test_an_unasked_disconnect(server: StreamingServer, browser: Browser, reconnect: str) -> None:
+async def test_an_unasked_disconnect(
+    server: StreamingServer, browser: Browser, reconnect: str
+) -> None:
     held = asyncio.create_task(browser.connect(advice=None))
     await server.wait_for(lambda server: server.held_connects)
     server.disconnect_clients(reconnect)
@@ -281,7 +301,12 @@ async def test_other_refusals(server: StreamingServer, browser: Browser) -> None
 
 
 async def test_the_envelopes(server: StreamingServer, browser: Browser) -> None:
-    for channel, payload in ((EVENT, {"A__c": 1}), (TOPIC, {"Id": "x"}), (GENERIC, "text"), (CHANGE, {"Name": "x"})):
+    for channel, payload in (
+        (EVENT, {"A__c": 1}),
+        (TOPIC, {"Id": "x"}),
+        (GENERIC, "text"),
+        (CHANGE, {"Name": "x"}),
+    ):
         await browser.subscribe(channel)
         server.publish(channel, payload)
     server.publish(EVENT, "text")
@@ -301,8 +326,8 @@ async def test_large_backlogs_come_in_batches(http: aiohttp.ClientSession) -> No
         wanted = server.publish_many([(EVENT, None), (TOPIC, None)] * 4)
         for channel in (EVENT, TOPIC):
             await browser.subscribe(channel, {channel: -2})
-        received = []
-        sizes = []
+        received: list[Any] = []
+        sizes: list[int] = []
         while len(received) < 8:
             *events, _ = await browser.connect()
             sizes.append(len(events))
@@ -316,10 +341,14 @@ async def test_large_backlogs_come_in_batches(http: aiohttp.ClientSession) -> No
 async def test_faults_are_met_in_order(server: StreamingServer, browser: Browser) -> None:
     server.add_fault(Refuse("500::one"), on="/meta/connect", times=2)
     server.add_fault(Refuse("500::two", "503::why", {"reconnect": "none"}, bare=True))
-    server.add_fault(Delay(0.0), Redirect("https://x/"), when=lambda request: request.kind == "cometd")
+    server.add_fault(
+        Delay(0.0), Redirect("https://x/"), when=lambda request: request.kind == "cometd"
+    )
     errors = [(await browser.connect())[0].get("error") for _ in range(3)]
     assert errors == ["500::one", "500::one", "500::two"]
-    async with browser.http.post(server.url + browser.path, json=[], allow_redirects=False) as answer:
+    async with browser.http.post(
+        server.url + browser.path, json=[], allow_redirects=False
+    ) as answer:
         assert (answer.status, answer.headers["Location"]) == (302, "https://x/")
     server.add_fault(Refuse("500::x"))
     server.clear_faults()
@@ -358,7 +387,9 @@ async def test_moving_house(server: StreamingServer, browser: Browser) -> None:
     old = server.instance_url
     await server.move_instance(status=307)
     assert server.instance_url != old
-    async with browser.http.post(server.url + browser.path, json=[{}], allow_redirects=False) as answer:
+    async with browser.http.post(
+        server.url + browser.path, json=[{}], allow_redirects=False
+    ) as answer:
         assert answer.status == 307
         assert answer.headers["Location"].startswith(server.instance_url)
 
@@ -416,7 +447,9 @@ PUBLIC = KEY.public_key().public_bytes(
 )
 
 
-async def ask(server: StreamingServer, http: aiohttp.ClientSession, **form: str) -> tuple[int, Message]:
+async def ask(
+    server: StreamingServer, http: aiohttp.ClientSession, **form: str
+) -> tuple[int, Message]:
     """Make a token request."""
     form = {"client_id": "consumer-key", "client_secret": "consumer-secret", **form}
     async with http.post(f"{server.url}/services/oauth2/token", data=form) as answer:
@@ -424,7 +457,11 @@ async def ask(server: StreamingServer, http: aiohttp.ClientSession, **form: str)
 
 
 async def test_the_password_flow(server: StreamingServer, http: aiohttp.ClientSession) -> None:
-    form = {"grant_type": "password", "username": server.oauth.username, "password": server.oauth.password}
+    form = {
+        "grant_type": "password",
+        "username": server.oauth.username,
+        "password": server.oauth.password,
+    }
     status, reply = await ask(server, http, **form)
     assert status == 200
     assert reply["instance_url"] == server.instance_url
@@ -467,7 +504,9 @@ async def test_client_credentials_need_my_domain(http: aiohttp.ClientSession) ->
         (None, "invalid assertion"),
     ],
 )
-async def test_the_jwt_flow(http: aiohttp.ClientSession, claims: Message | None, description: str | None) -> None:
+async def test_the_jwt_flow(
+    http: aiohttp.ClientSession, claims: Message | None, description: str | None
+) -> None:
     async with StreamingServer(jwt_public_key=PUBLIC) as server:
         good = {
             "iss": "consumer-key",
@@ -477,13 +516,18 @@ async def test_the_jwt_flow(http: aiohttp.ClientSession, claims: Message | None,
         }
         assertion = "x" if claims is None else jwt.encode(good | claims, KEY, algorithm="RS256")
         status, reply = await ask(
-            server, http, grant_type="urn:ietf:params:oauth:grant-type:jwt-bearer", assertion=assertion
+            server,
+            http,
+            grant_type="urn:ietf:params:oauth:grant-type:jwt-bearer",
+            assertion=assertion,
         )
         assert status == (200 if description is None else 400)
         assert reply.get("error_description") == description
 
 
-async def test_the_jwt_flow_without_a_certificate(server: StreamingServer, http: aiohttp.ClientSession) -> None:
+async def test_the_jwt_flow_without_a_certificate(
+    server: StreamingServer, http: aiohttp.ClientSession
+) -> None:
     grant = "urn:ietf:params:oauth:grant-type:jwt-bearer"
     status, _ = await ask(server, http, grant_type=grant, assertion="x")
     assert status == 400
@@ -491,7 +535,9 @@ async def test_the_jwt_flow_without_a_certificate(server: StreamingServer, http:
 
 async def test_the_web_server_flow(server: StreamingServer, http: aiohttp.ClientSession) -> None:
     verifier = "v" * 50
-    challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+    challenge = (
+        base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+    )
     query = {
         "response_type": "code",
         "client_id": "consumer-key",
@@ -516,12 +562,18 @@ async def test_the_web_server_flow(server: StreamingServer, http: aiohttp.Client
     ):
         status, found = await authorize()
         assert (status, found["state"]) == (302, ["s"])
-        form = {"code": found["code"][0], "redirect_uri": "http://localhost/x", "code_verifier": verifier}
+        form = {
+            "code": found["code"][0],
+            "redirect_uri": "http://localhost/x",
+            "code_verifier": verifier,
+        }
         status, reply = await ask(server, http, grant_type="authorization_code", **(form | other))
         assert status == wanted, reply
 
 
-async def test_odd_token_requests_are_noticed(server: StreamingServer, http: aiohttp.ClientSession) -> None:
+async def test_odd_token_requests_are_noticed(
+    server: StreamingServer, http: aiohttp.ClientSession
+) -> None:
     url = f"{server.url}/services/oauth2/token"
     async with http.get(f"{url}?password=x", headers={"Authorization": "Bearer x"}) as answer:
         assert answer.status == 400

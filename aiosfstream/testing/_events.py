@@ -140,7 +140,11 @@ def envelope(channel: str, payload: Any, replay_id: Any, date: datetime | None) 
             "changedFields": [],
         }
         payload = {"ChangeEventHeader": header, **fields}
-        return {"schema": "IeRuaY6cbI_HsV8Rv1Mc5g", "payload": payload, "event": {"replayId": replay_id}}
+        return {
+            "schema": "IeRuaY6cbI_HsV8Rv1Mc5g",
+            "payload": payload,
+            "event": {"replayId": replay_id},
+        }
     payload = {"CreatedDate": text, "CreatedById": "005000000000001AAA", **fields}
     event = {"EventUuid": str(uuid.uuid4()), "replayId": replay_id}
     return {"schema": "dffQ2QLzDNHqwB8_sHMxdA", "payload": payload, "event": event}

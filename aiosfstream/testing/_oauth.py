@@ -145,7 +145,9 @@ class OAuth:
             raise Denied("invalid_request", "response_type=code and redirect_uri are required")
         code = f"code-{next(self._numbers)}"
         self.codes[code] = (query["redirect_uri"], query.get("code_challenge", ""))
-        return f"{query['redirect_uri']}?{urlencode({'code': code, 'state': query.get('state', '')})}"
+        return (
+            f"{query['redirect_uri']}?{urlencode({'code': code, 'state': query.get('state', '')})}"
+        )
 
     def _code(self, form: Mapping[str, str]) -> dict[str, Any]:
         redirect_uri, challenge = self.codes.pop(form.get("code", ""), ("", ""))

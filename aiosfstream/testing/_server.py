@@ -606,9 +606,7 @@ class StreamingServer:
             return web.Response(status=413, text="413::Maximum Request Size Exceeded")
         messages = self._parse(body)
         channel = messages[0].get("channel", "") if messages else ""
-        entry = Request(
-            "cometd", channel, tuple(messages), {}, dict(request.headers), request.path
-        )
+        entry = Request("cometd", channel, tuple(messages), {}, dict(request.headers), request.path)
         self._log(entry)
         if "?" in request.path_qs or "access_token" in request.path_qs:
             self.violations.append("a CometD request has a query string")
@@ -720,7 +718,9 @@ class StreamingServer:
         authorized = self._is_authorized(request)
         if not authorized and self.http_401:
             return web.Response(
-                status=401, text="<html>Request requires authentication</html>", content_type="text/html"
+                status=401,
+                text="<html>Request requires authentication</html>",
+                content_type="text/html",
             )
         cookies = _cookies(request)
         answer: list[dict[str, Any]] = []
@@ -789,7 +789,11 @@ class StreamingServer:
     ) -> list[dict[str, Any]]:
         self._expire_idle()
         channel = message.get("channel", "")
-        reply: dict[str, Any] = {"clientId": message.get("clientId"), "channel": channel, **_id(message)}
+        reply: dict[str, Any] = {
+            "clientId": message.get("clientId"),
+            "channel": channel,
+            **_id(message),
+        }
         if not authorized:
             return [_refused(reply, AUTHENTICATION_INVALID, {"reconnect": "none", "interval": 0})]
         session = self._sessions.get(message.get("clientId", ""))
@@ -831,7 +835,11 @@ class StreamingServer:
         self, session: Session, message: dict[str, Any], reply: dict[str, Any], alone: bool
     ) -> list[dict[str, Any]]:
         if message.get("connectionType") != "long-polling":
-            return [_refused(reply, f"400::Invalid connection type {message.get('connectionType')}", None)]
+            return [
+                _refused(
+                    reply, f"400::Invalid connection type {message.get('connectionType')}", None
+                )
+            ]
         if session.held is not None:
             self.violations.append("a second connect while one is held")
             self._release(session)
@@ -982,9 +990,7 @@ def _doubled(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield message
 
 
-def _refused(
-    reply: dict[str, Any], error: str, advice: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def _refused(reply: dict[str, Any], error: str, advice: Mapping[str, Any] | None) -> dict[str, Any]:
     reply.update(error=error, successful=False)
     if advice is not None:
         reply["advice"] = dict(advice)

@@ -135,10 +135,17 @@ def envelope(channel: str, replay_id: int) -> dict[str, Any]:
         event = {"createdDate": date, "replayId": replay_id, "type": "created"}
         return {"event": event, "sobject": {"Name": "INV-0001"}}
     if channel.startswith("/u/"):
-        return {"event": {"createdDate": date, "replayId": replay_id}, "payload": "This is a message."}
+        return {
+            "event": {"createdDate": date, "replayId": replay_id},
+            "payload": "This is a message.",
+        }
     if channel.startswith("/data/"):
         header = {"entityName": "Account", "commitTimestamp": int(now.timestamp() * 1000)}
         payload: dict[str, Any] = {"ChangeEventHeader": header, "Name": "Acme"}
     else:
         payload = {"CreatedDate": date, "Ink_Percentage__c": 0.2}
-    return {"schema": "dffQ2QLzDNHqwB8_sHMxdA", "payload": payload, "event": {"replayId": replay_id}}
+    return {
+        "schema": "dffQ2QLzDNHqwB8_sHMxdA",
+        "payload": payload,
+        "event": {"replayId": replay_id},
+    }

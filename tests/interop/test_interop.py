@@ -68,8 +68,8 @@ async def test_replay_options_and_ids(node: NodeServer) -> None:
     for start, wanted in ((-2, [first, second, third]), (first, [second, third]), (-1, [])):
         async with client_for(node) as client:
             await client.subscribe(EVENT, replay=start)
-            wanted = [*wanted, *(await node.publish(EVENT))]
-            assert await receive(client, len(wanted)) == wanted
+            expected = [*wanted, *(await node.publish(EVENT))]
+            assert await receive(client, len(expected)) == expected
         await node.call("discard", channel=EVENT, keep=0)
         await restore(node, (first, second, third))
 
