@@ -1,0 +1,42 @@
+"""Log in with a refresh token from a file, and keep the file up to date while tokens rotate."""
+
+import asyncio
+import os
+from pathlib import Path
+
+from aiosfstream import Client, RefreshTokenAuthenticator
+
+TOKEN_FILE = Path("refresh-token")
+
+
+def stored() -> str:
+    return TOKEN_FILE.read_text(encoding="utf-8").strip()
+
+
+def store(token: str) -> None:
+    """Replace the token in one step: there is an old one or a new one, never half of one."""
+    new = TOKEN_FILE.with_suffix(".new")
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(token)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(TOKEN_FILE)
+
+
+async def main() -> None:
+    authenticator = RefreshTokenAuthenticator(
+        os.environ["SALESFORCE_CONSUMER_KEY"],
+        os.environ["SALESFORCE_CONSUMER_SECRET"],
+        stored(),
+        login_url=os.environ["SALESFORCE_LOGIN_URL"],
+        on_token_refreshed=store,
+    )
+    async with Client(authenticator) as client:
+        await client.subscribe("/event/Low_Ink__e")
+        async for message in client:
+            print(message["data"]["payload"])
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
