@@ -11,11 +11,11 @@ import asyncio
 import logging
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import aiohttp
 from aiocometd.constants import ConnectionType, TransportState
@@ -40,6 +40,8 @@ from .exceptions import (
 )
 
 LOGGER = logging.getLogger(__name__)
+
+ResultT = TypeVar("ResultT")
 
 #: Where the subscription that is being made starts, as given to ``Client.subscribe(replay=...)``:
 #: aiocometd's ``subscribe(channel)`` has no room for an argument.
@@ -262,7 +264,7 @@ class LongPollingTransport(Transport):
     async def _run(self) -> None:
         """Take step after step until the session has ended."""
         try:
-            while self._session.state is not State.STOPPED:
+            while self._session.state is not State.STOPPED and not self._closing:
                 await self._take(self._session.next_step())
         except Exception as bug:
             LOGGER.exception("The connection ends because of an unexpected error")
@@ -525,8 +527,12 @@ class LongPollingTransport(Transport):
         """Free the server's side of a session, as far as it can be reached."""
         message = self._session.disconnect_message(client_id)
         exchange = self._exchange(message, timeout=GOODBYE_TIMEOUT, stale=True)
-        with suppress(AiosfstreamException, asyncio.TimeoutError):
-            await asyncio.wait_for(exchange, GOODBYE_TIMEOUT)
+        task = self._start(exchange, "aiosfstream goodbye")
+        try:
+            # Not asyncio.wait_for: before Python 3.12 it may swallow a cancellation.
+            await asyncio.wait([task], timeout=GOODBYE_TIMEOUT)
+        finally:
+            task.cancel()
 
     # Requests beside the connect
 
@@ -658,13 +664,17 @@ class LongPollingTransport(Transport):
         if self._closing:
             request.close()
             raise TransportInvalidOperation("The client is being closed")
-        task = self._loop.create_task(request, name="aiosfstream request")
-        self._requests.add(task)
-        task.add_done_callback(self._request_finished)
+        task = self._start(request, "aiosfstream request")
         await asyncio.wait([task])
         if task.cancelled():
             raise TransportInvalidOperation("The client was closed before the server answered")
         return task.result()
+
+    def _start(self, request: Coroutine[Any, Any, ResultT], name: str) -> asyncio.Task[ResultT]:
+        task = self._loop.create_task(request, name=name)
+        self._requests.add(task)
+        task.add_done_callback(self._request_finished)
+        return task
 
     def _request_finished(self, task: asyncio.Task[Any]) -> None:
         self._requests.discard(task)
