@@ -533,8 +533,15 @@ async def run_import(options: argparse.Namespace) -> int:
     from .storages.sqlite import SQLiteStorage
 
     async with SQLiteStorage(options.state) as storage:
-        count = await import_markers(options.source, storage)
-    say(f"{count} markers are in {options.state}")
+        imported = await import_markers(options.source, storage)
+    if not imported.stored and not imported.kept:
+        say(f"aiosfstream: {options.source} holds no replay markers of channels")
+        return 1
+    say(f"{len(imported.stored)} markers are in {options.state}")
+    if imported.kept:
+        say(f"Newer ones were kept of: {', '.join(imported.kept)}")
+    if imported.skipped:
+        say(f"No markers of channels, passed over: {', '.join(imported.skipped)}")
     return 0
 
 

@@ -68,7 +68,9 @@ async def import_markers(
     """
     values = source if isinstance(source, Mapping) else read_markers(source)
     imported = Imported()
-    for channel, value in values.items():
+    for name, value in values.items():
+        # Earlier programs may have kept the filter's query of a PushTopic.
+        channel = name.partition("?")[0]
         marker = _understood(value) if channel.startswith("/") else None
         if marker is None:
             imported.skipped.append(channel)
