@@ -1,0 +1,335 @@
+"""The transport: its interface, its one background task, and what else can go wrong in it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiocometd import ConnectionType, Extension
+from aiocometd.constants import TransportState
+
+from aiosfstream import (
+    AuthenticationError,
+    Client,
+    ReplayError,
+    ReplayOption,
+    SQLiteStorage,
+    TransportError,
+    TransportInvalidOperation,
+    TransportTimeoutError,
+)
+from aiosfstream.testing import (
+    CutAfter,
+    Delay,
+    ForgetSession,
+    Hang,
+    OAuthError,
+    Refuse,
+    RevokeTokens,
+    Status,
+    StreamingServer,
+)
+from tests.support import EVENT, TOPIC, client_for, held, receive, soon, until
+from tests.test_recovery import BrokenStorage
+
+CONNECT = "/meta/connect"
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[StreamingServer]:
+    """A server."""
+    async with StreamingServer(advise_multiple_clients=False) as server:
+        yield server
+
+
+async def test_the_interface_of_aiocometds_transports(server: StreamingServer) -> None:
+    async with client_for(server) as client:
+        transport = client._polling
+        assert transport.connection_type is ConnectionType.LONG_POLLING
+        assert transport.endpoint == client.url
+        assert transport.client_id == server.sessions[0].client_id
+        assert transport.state is TransportState.CONNECTED
+        assert transport.subscriptions == set()
+        assert transport.last_connect_result is not None
+        assert transport.last_connect_result["successful"]
+        assert transport.reconnect_advice["timeout"] == 110_000
+        session = transport.http_session
+        assert session is not None
+        transport.http_session = session
+        with pytest.raises(TransportInvalidOperation):
+            await transport.connect()
+        waiting = asyncio.create_task(transport.wait_for_state(TransportState.DISCONNECTED))
+    await soon(waiting)
+    assert transport.state is TransportState.DISCONNECTED
+    transport.http_session = None
+    await transport.close()
+
+
+async def test_the_states_of_a_client(server: StreamingServer) -> None:
+    client = client_for(server)
+    server.add_fault(Hang(), on=CONNECT)
+    opening = asyncio.create_task(client.open())
+    await server.wait_for(lambda server: server.count(CONNECT) == 1)
+    assert client.state is TransportState.CONNECTING
+    opening.cancel()
+    await asyncio.wait([opening])
+    await client.open()
+    await server.pause()
+    await until(lambda: client.state is TransportState.CONNECTING)
+    await server.resume()
+    await until(lambda: client.state is TransportState.CONNECTED)
+    server.add_fault(Hang(), on="/meta/disconnect")
+    closing = asyncio.create_task(client.close())
+    await until(lambda: client.state is TransportState.DISCONNECTING)
+    await soon(client.close())
+    await soon(closing)
+    assert client.state is TransportState.DISCONNECTED
+
+
+class Failing(Extension):
+    """An extension with a mistake in it."""
+
+    def __init__(self) -> None:
+        self.fails_on = ""
+        self.error: Exception = ZeroDivisionError("a mistake")
+
+    async def outgoing(self, payload: list[dict[str, Any]], headers: dict[str, str]) -> None:
+        """Make the mistake."""
+        if payload[0]["channel"] == self.fails_on:
+            raise self.error
+
+    async def incoming(self, payload: list[dict[str, Any]], headers: Any = None) -> None:
+        """Make no mistake."""
+
+
+def client_with(server: StreamingServer, extension: Extension) -> Client:
+    """Make a client with one more extension."""
+    client = client_for(server, replay=ReplayOption.ALL_EVENTS)
+    assert client.extensions is not None
+    client.extensions.append(extension)
+    return client
+
+
+async def test_a_mistake_in_the_background_is_told_once_and_not_retried(
+    server: StreamingServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    extension = Failing()
+    async with client_with(server, extension) as client:
+        await client.subscribe(EVENT)
+        extension.fails_on = CONNECT
+        wanted = [server.publish(EVENT)]
+        assert await receive(client) == wanted
+        with pytest.raises(TransportError, match="a mistake") as caught:
+            await soon(client.receive())
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
+        assert client.closed
+    assert len([record for record in caplog.records if record.exc_info]) == 1
+
+
+async def test_a_mistake_beside_the_connect_reaches_the_caller(server: StreamingServer) -> None:
+    extension = Failing()
+    async with client_with(server, extension) as client:
+        extension.fails_on = "/meta/unsubscribe"
+        with pytest.raises(ZeroDivisionError):
+            await client.unsubscribe(EVENT)
+        extension.fails_on = "/meta/subscribe"
+        with pytest.raises(ReplayError, match=EVENT):
+            await client.subscribe(EVENT)
+        extension.error = TransportError("of ours")
+        with pytest.raises(TransportError, match="of ours"):
+            await client.subscribe(EVENT)
+        extension.fails_on = ""
+        await client.subscribe(EVENT)
+
+
+async def test_a_storage_that_fails_while_a_channel_without_a_resume_point_is_resubscribed(
+    server: StreamingServer,
+) -> None:
+    class Unknown(BrokenStorage):
+        """Leaves the start to the server."""
+
+        async def get_replay_id(self, subscription: str) -> int | None:
+            await self.get_replay_marker(subscription)
+            return None
+
+    storage = Unknown()
+    async with client_for(server, replay=storage) as client:
+        await client.subscribe(EVENT)
+        await held(server)
+        storage.failures = 5
+        server.expire_sessions()
+        with pytest.raises(ReplayError, match="could not be read"):
+            await soon(client.receive())
+        assert not client.closed
+        receiving = asyncio.create_task(client.receive())
+        await held(server)
+        server.publish(EVENT)
+        await soon(receiving)
+
+
+async def test_a_flush_that_fails_is_told(server: StreamingServer, tmp_path: Any) -> None:
+    path = tmp_path / "markers.db"
+    storage = SQLiteStorage(path)
+    async with client_for(server, replay=storage) as client:
+        await client.subscribe(EVENT, replay=ReplayOption.ALL_EVENTS)
+        wanted = [server.publish(EVENT)]
+        assert await receive(client) == wanted
+        await held(server)
+        await storage.close()
+        path.unlink()
+        for left in tmp_path.iterdir():
+            left.unlink()
+        path.write_bytes(b"this is no database" * 100)
+        wanted = [server.publish(EVENT), server.publish(EVENT)]
+        assert await receive(client) == wanted[:1]
+        with pytest.raises(ReplayError, match=str(path)):
+            await receive(client, 2)
+        path.unlink()
+    await storage.close()
+    async with storage:
+        marker = await storage.get_replay_marker(EVENT)
+    assert marker is not None
+    assert marker.replay_id in wanted
+
+
+async def test_markers_that_cannot_be_stored_at_the_end_are_logged(
+    server: StreamingServer, tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "markers.db"
+    storage = SQLiteStorage(path)
+    async with client_for(server, replay=storage) as client:
+        await client.subscribe(EVENT, replay=ReplayOption.ALL_EVENTS)
+        server.publish(EVENT)
+        await until(lambda: client.pending_count == 1)
+        await storage.close()
+        for left in tmp_path.iterdir():
+            left.unlink()
+        path.write_bytes(b"this is no database" * 100)
+        await soon(client.receive())
+    assert any("could not be stored" in record.getMessage() for record in caplog.records)
+    path.unlink()
+    await storage.close()
+
+
+# Requests during a renewal
+
+
+async def test_a_request_waits_for_a_renewal(server: StreamingServer) -> None:
+    async with client_for(server) as client:
+        await held(server)
+        server.add_fault(Delay(0.1), on="/meta/handshake")
+        server.expire_sessions()
+        await until(lambda: client.state is TransportState.CONNECTING)
+        await soon(client.subscribe(EVENT))
+        assert server.subscriptions == {EVENT}
+
+
+async def test_a_request_waits_no_longer_than_connection_timeout(server: StreamingServer) -> None:
+    async with client_for(server, connection_timeout=0.05) as client:
+        await held(server)
+        server.add_fault(Hang(), on="/meta/handshake", times=100)
+        server.expire_sessions()
+        await until(lambda: client.state is TransportState.CONNECTING)
+        with pytest.raises(TransportTimeoutError, match="not sent"):
+            await soon(client.subscribe(EVENT))
+        server.clear_faults()
+
+
+async def test_a_request_while_the_credentials_are_refused(server: StreamingServer) -> None:
+    async with client_for(server) as client:
+        await held(server)
+        server.add_fault(OAuthError("invalid_grant", "authentication failure"), on="token", times=9)
+        server.revoke_tokens()
+        with pytest.raises(AuthenticationError):
+            await soon(client.receive())
+        with pytest.raises(AuthenticationError, match="authentication failure"):
+            await soon(client.subscribe(EVENT))
+        server.clear_faults()
+        receiving = asyncio.create_task(client.receive())
+        await until(lambda: client.state is TransportState.CONNECTED)
+        await soon(client.subscribe(EVENT))
+        server.publish(EVENT)
+        await soon(receiving)
+
+
+async def test_a_request_while_the_endpoint_refuses_for_good(server: StreamingServer) -> None:
+    async with client_for(server) as client:
+        await held(server)
+        server.add_fault(Status(403), on=CONNECT, times=1)
+        server.add_fault(Status(403), on="/meta/handshake", times=1)
+        await server.restart()
+        server.add_fault(Status(403), on="/meta/handshake", times=1)
+        with pytest.raises(TransportError, match="403"):
+            await soon(client.receive())
+        with pytest.raises(TransportError, match="no connection"):
+            await soon(client.subscribe(EVENT))
+        receiving = asyncio.create_task(client.receive())
+        await until(lambda: client.state is TransportState.CONNECTED)
+        receiving.cancel()
+
+
+async def test_a_request_after_the_end(server: StreamingServer) -> None:
+    async with client_for(server) as client:
+        transport = client._polling
+        await held(server)
+        server.add_fault(Refuse("400::x", advice={"reconnect": "none"}), on=CONNECT)
+        server.publish(TOPIC)
+        server.add_fault(ForgetSession(), on=CONNECT)
+        server.cut_connections()
+        await until(lambda: client.state is TransportState.SERVER_DISCONNECTED or client.closed)
+        with pytest.raises(Exception, match="400::x"):
+            await client.subscribe(EVENT)
+        assert client.closed
+    with pytest.raises(TransportInvalidOperation):
+        await transport.subscribe(EVENT)
+
+
+async def test_a_lost_answer_beside_the_connect_renews_the_session(server: StreamingServer) -> None:
+    async with client_for(server, replay=ReplayOption.ALL_EVENTS) as client:
+        await client.subscribe(EVENT)
+        wanted = [server.publish(EVENT)]
+        assert await receive(client) == wanted
+        for operation in ("subscribe", "unsubscribe"):
+            await held(server)
+            handshakes = server.count("/meta/handshake")
+            server.add_fault(CutAfter(), on=f"/meta/{operation}")
+            with pytest.raises(TransportError):
+                await getattr(client, operation)(TOPIC)
+            wanted = [server.publish(EVENT)]
+            assert await receive(client) == wanted
+            assert server.count("/meta/handshake") == handshakes + 1
+
+
+async def test_a_request_that_finds_its_session_gone_is_tried_again(
+    server: StreamingServer,
+) -> None:
+    async with client_for(server) as client:
+        for fault in (ForgetSession(), RevokeTokens(), Status(401)):
+            await held(server)
+            server.add_fault(fault, on="/meta/subscribe")
+            await soon(client.subscribe(EVENT))
+            assert client.subscriptions == {EVENT}
+            await soon(client.unsubscribe(EVENT))
+
+
+async def test_something_that_cannot_be_serialised(server: StreamingServer) -> None:
+    async with client_for(server) as client:
+        with pytest.raises(TransportError, match="not serialisable"):
+            await client.publish("/x", {"object": object()})
+        await client.subscribe(EVENT)
+
+
+async def test_an_authenticator_that_has_lost_its_token(server: StreamingServer) -> None:
+    async with client_for(server, replay=ReplayOption.ALL_EVENTS) as client:
+        await held(server)
+        client.authenticator._reset()
+        await soon(client.subscribe(EVENT))
+        wanted = [server.publish(EVENT)]
+        assert await receive(client) == wanted
+
+
+def test_the_logger_is_the_documented_one() -> None:
+    assert logging.getLogger("aiosfstream.client").parent is logging.getLogger("aiosfstream")
