@@ -1,0 +1,67 @@
+"""The throughput as a picture."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any, Final
+from xml.sax.saxutils import escape
+
+_WIDTH: Final = 860
+_LABELS: Final = 250
+_BARS: Final = 430
+_ROW: Final = 26
+_COLOURS: Final = {"bare": "#8a8f98", "own": "#1f6feb", "peer": "#d9822b"}
+
+
+def draw(figures: dict[str, Any]) -> str:
+    """Draw the figures of the throughput's section.
+
+    :param figures: as in the JSON file
+    :return: an SVG document
+    """
+    parts: list[str] = []
+    top = 20
+    for batch, seconds in figures["seconds"].items():
+        rates = {
+            name: figures["events"] / median(of["wall"])
+            for name, of in seconds.items()
+            if name != "socket"
+        }
+        parts.append(_text(20, top + 14, f"Events a second, {batch} to a response", bold=True))
+        top += 28
+        for name in sorted(rates, key=lambda name: -rates[name]):
+            parts += _bar(top, figures["labels"][name], name, rates[name], rates)
+            top += _ROW
+        top += 22
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{top}"'
+        f' viewBox="0 0 {_WIDTH} {top}" role="img" aria-label="Events a second of each client"'
+        ' font-family="sans-serif" font-size="13">\n'
+        f'<rect width="{_WIDTH}" height="{top}" fill="#ffffff"/>\n'
+        + "\n".join(parts)
+        + "\n</svg>\n"
+    )
+
+
+def _bar(top: int, label: str, name: str, rate: float, rates: dict[str, float]) -> list[str]:
+    length = round(_BARS * rate / max(rates.values()), 1)
+    ratio = rate / rates["bare"]
+    return [
+        _text(_LABELS - 8, top + 14, label, anchor="end"),
+        f'<rect x="{_LABELS}" y="{top}" width="{length}" height="18" rx="2"'
+        f' fill="{_COLOURS[_kind(name)]}"/>',
+        _text(round(_LABELS + length + 8), top + 14, f"{rate:,.0f}  ({ratio:.2f} of bare)"),
+    ]
+
+
+def _kind(name: str) -> str:
+    if name.startswith("bare"):
+        return "bare"
+    return "peer" if "client" in name else "own"
+
+
+def _text(x: int, y: int, text: str, *, bold: bool = False, anchor: str = "start") -> str:
+    weight = ' font-weight="bold"' if bold else ""
+    return (
+        f'<text x="{x}" y="{y}" fill="#1f2328" text-anchor="{anchor}"{weight}>{escape(text)}</text>'
+    )
