@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from statistics import median
 from typing import Any, Final
 from xml.sax.saxutils import escape
+
+from benchmarks.report import Series
 
 _WIDTH: Final = 860
 _LABELS: Final = 250
@@ -22,15 +23,21 @@ def draw(figures: dict[str, Any]) -> str:
     parts: list[str] = []
     top = 20
     for batch, seconds in figures["seconds"].items():
-        rates = {
-            name: figures["events"] / median(of["wall"])
-            for name, of in seconds.items()
-            if name != "socket"
-        }
+        walls = {name: Series(of["wall"]) for name, of in seconds.items() if name != "socket"}
+        rates = {name: figures["events"] / wall.median for name, wall in walls.items()}
         parts.append(_text(20, top + 14, f"Events a second, {batch} to a response", bold=True))
         top += 28
         for name in sorted(rates, key=lambda name: -rates[name]):
-            parts += _bar(top, figures["labels"][name], name, rates[name], rates)
+            ratio = walls["bare"].over(walls[name])
+            length = round(_BARS * rates[name] / max(rates.values()), 1)
+            parts += _bar(top, length, name, figures["labels"][name])
+            parts.append(
+                _text(
+                    round(_LABELS + length + 8),
+                    top + 14,
+                    f"{rates[name]:,.0f}  ({ratio:.2f} of bare)",
+                )
+            )
             top += _ROW
         top += 22
     return (
@@ -43,14 +50,11 @@ def draw(figures: dict[str, Any]) -> str:
     )
 
 
-def _bar(top: int, label: str, name: str, rate: float, rates: dict[str, float]) -> list[str]:
-    length = round(_BARS * rate / max(rates.values()), 1)
-    ratio = rate / rates["bare"]
+def _bar(top: int, length: float, name: str, label: str) -> list[str]:
     return [
         _text(_LABELS - 8, top + 14, label, anchor="end"),
         f'<rect x="{_LABELS}" y="{top}" width="{length}" height="18" rx="2"'
         f' fill="{_COLOURS[_kind(name)]}"/>',
-        _text(round(_LABELS + length + 8), top + 14, f"{rate:,.0f}  ({ratio:.2f} of bare)"),
     ]
 
 
