@@ -271,7 +271,7 @@ class AuthenticatorBase(AuthExtension):
 
     async def _log_in(self) -> None:
         try:
-            outcome: Any = await asyncio.wait_for(self._authenticate(), self.request_timeout)
+            outcome: Any = await _in_time(self._authenticate(), self.request_timeout)
         except AuthenticationError:
             raise
         except Exception as error:
@@ -655,7 +655,7 @@ class RefreshTokenAuthenticator(SecretMixin):
         try:
             outcome = callback(self.refresh_token)
             if inspect.isawaitable(outcome):
-                await asyncio.wait_for(outcome, self.request_timeout)
+                await _in_time(outcome, self.request_timeout)
         except Exception as error:
             raise AuthenticationError(
                 "Authentication failed: on_token_refreshed could not store the new refresh token"
@@ -1181,10 +1181,18 @@ def _load_private_key(private_key: str | bytes) -> Any:
     return key
 
 
-def _retrieve(task: asyncio.Task[None]) -> None:
-    """Take note of a task's exception, which nobody may wait for any more."""
-    if not task.cancelled():
-        task.exception()
+async def _in_time(awaitable: Awaitable[Any], seconds: float) -> Any:
+    """Await the application's code for so long and no longer."""
+    # Until Python 3.11 `wait_for` lets go of what fails while it is being cancelled.
+    future = asyncio.ensure_future(awaitable)
+    future.add_done_callback(_retrieve)
+    return await asyncio.wait_for(future, seconds)
+
+
+def _retrieve(future: asyncio.Future[Any]) -> None:
+    """Take note of an exception that nobody may wait for any more."""
+    if not future.cancelled():
+        future.exception()
 
 
 async def _wait_patiently(task: asyncio.Task[None], timeout: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import email.utils
+import gc
 import hashlib
 import hmac
 import json
@@ -37,6 +38,7 @@ from aiosfstream import (
     TransportError,
     auth,
 )
+from aiosfstream._login import CodeExchange
 from aiosfstream.auth import (
     SANDBOX_TOKEN_URL,
     TOKEN_URL,
@@ -1358,6 +1360,8 @@ async def test_code_that_resists_its_cancellation_is_not_waited_for(
 ) -> None:
     monkeypatch.setattr(auth, "GRACE", 0.05)
     release = asyncio.Event()
+    complaints: list[Json] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: complaints.append(told))
 
     class Stubborn(Mine):
         async def _authenticate(self) -> tuple[int, dict[str, Any]]:
@@ -1374,6 +1378,9 @@ async def test_code_that_resists_its_cancellation_is_not_waited_for(
     await cancelled(asking)
     release.set()
     await until(lambda: len(asyncio.all_tasks()) == 1)
+    del asking
+    gc.collect()
+    assert complaints == [], "its end was reported though nobody waits for it"
 
 
 def test_one_authenticator_serves_one_event_loop_after_another() -> None:
@@ -1396,30 +1403,37 @@ def test_one_authenticator_serves_one_event_loop_after_another() -> None:
     assert authenticator.access_token == TOKEN
 
 
-def test_a_log_in_that_an_event_loop_took_with_it_is_forgotten() -> None:
-    authenticator = Mine((200, REPLY))
-    stopped = asyncio.new_event_loop()
-    hanging: asyncio.Future[Any] = stopped.create_future()
-
-    async def hang() -> None:
-        await hanging
+def test_the_log_in_of_another_event_loop_is_left_alone() -> None:
+    waiting: list[asyncio.Future[None]] = []
 
     class Holding(Mine):
         async def _authenticate(self) -> tuple[int, dict[str, Any]]:
-            await hanging
-            raise AssertionError
+            waiting.append(asyncio.get_running_loop().create_future())
+            await waiting[-1]
+            return await super()._authenticate()
 
-    holding = Holding((200, REPLY))
-    task = stopped.create_task(holding.authenticate())
-    stopped.run_until_complete(asyncio.sleep(0.01))
-    assert not task.done()
-    authenticator._flight = holding._flight
-    asyncio.run(authenticator.authenticate())
-    assert authenticator.access_token == TOKEN
-    task.cancel()
-    stopped.run_until_complete(asyncio.wait({task}))
-    stopped.close()
-    assert task.cancelled()
+    authenticator = Holding((200, REPLY))
+    stopped, other = asyncio.new_event_loop(), asyncio.new_event_loop()
+    try:
+        first = stopped.create_task(authenticator.authenticate())
+        stopped.run_until_complete(asyncio.sleep(0.01))
+        # Nobody drives the first log-in any more, so nobody else may wait for it.
+        second = other.create_task(authenticator.authenticate())
+        other.run_until_complete(asyncio.sleep(0.01))
+        assert len(waiting) == 2
+        first.cancel()
+        stopped.run_until_complete(asyncio.wait({first}))
+        assert first.cancelled()
+        # The end of the first must not hide the second from whoever comes next.
+        third = other.create_task(authenticator.authenticate())
+        other.run_until_complete(asyncio.sleep(0.01))
+        assert len(waiting) == 2
+        waiting[1].set_result(None)
+        other.run_until_complete(asyncio.gather(second, third))
+        assert authenticator.access_token == TOKEN
+    finally:
+        stopped.close()
+        other.close()
 
 
 # Sessions
@@ -1478,7 +1492,15 @@ def all_kinds(url: str) -> list[AuthenticatorBase]:
 
 
 def secrets_of(authenticator: AuthenticatorBase) -> list[str]:
-    known = [SECRET, PASSWORD, "first-token", TOKEN, "BEGIN PRIVATE KEY"]
+    known = [
+        SECRET,
+        PASSWORD,
+        "first-token",
+        TOKEN,
+        "BEGIN PRIVATE KEY",
+        "the-code",
+        "the-verifier",
+    ]
     assertion = getattr(authenticator, "_assertion", "")
     plain = [*known, *([assertion] if assertion else [])]
     return [form(text) for text in plain for form in (str, quote, quote_plus)]
@@ -1530,7 +1552,10 @@ async def test_a_server_that_echoes_everything_makes_nothing_public(
 
     server = await asyncio.start_server(Echo().serve, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    for authenticator in all_kinds(url)[:4]:
+    exchange = CodeExchange(
+        KEY, SECRET, code="the-code", verifier="the-verifier", redirect_uri="x", login_url=url
+    )
+    for authenticator in [*all_kinds(url)[:4], exchange]:
         error = await failure(authenticator)
         for text in (told_by(error), caplog.text, repr(authenticator)):
             assert [secret for secret in secrets_of(authenticator) if secret in text] == []

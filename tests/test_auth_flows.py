@@ -35,7 +35,7 @@ from aiosfstream import (
     RefreshTokenAuthenticator,
     TransportTimeoutError,
 )
-from aiosfstream._login import Tokens, challenge_of, code_of, log_in
+from aiosfstream._login import Tokens, _callback, challenge_of, code_of, log_in
 from aiosfstream.testing import (
     CutAfter,
     CutBefore,
@@ -703,6 +703,15 @@ async def test_a_login_that_is_denied_says_so(server: StreamingServer) -> None:
     assert caught.value.error == "access_denied"
     assert any(page[0] == 400 for page in pages if isinstance(page, tuple))
     assert token_count(server) == 0
+
+
+async def test_an_answer_that_comes_twice_counts_once() -> None:
+    port = free_port()
+    async with _callback("state", port) as answered:
+        for number in range(2):
+            status, _ = await browse(f"http://localhost:{port}/callback?state=state&code={number}")
+            assert status == 200
+        assert (await answered)["code"] == "0"
 
 
 @pytest.mark.parametrize(
