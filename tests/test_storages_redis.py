@@ -228,6 +228,26 @@ async def test_without_redis_py_it_says_what_to_install(monkeypatch: pytest.Monk
         import aiosfstream.storages.redis  # noqa: F401
 
 
+async def test_no_cancellation_is_swallowed(client: Redis) -> None:
+    storage = RedisStorage(client, prefix="m:")
+
+    async def store() -> None:
+        for number in range(5):
+            async with storage(event(number)):
+                pass
+
+    for turns in range(200):
+        task = asyncio.create_task(store())
+        for _ in range(turns % 40):
+            await asyncio.sleep(0)
+        if task.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await task
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    await storage.extract_replay_id(event(9))
+    assert await storage.get_replay_marker(CHANNEL) == ReplayMarker(NEW, 9)
+
+
 async def test_a_slow_redis_leaves_the_loop_free(server: RedisServer) -> None:
     async with connected(server.url, socket_timeout=5) as client:
         storage = RedisStorage(client, prefix="m:")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 from aiocometd.typing import JsonObject
@@ -120,13 +121,13 @@ class RedisStorage(ReplayMarkerStorage):
         values = (date, moment, replay_id, str(int(forced)))
         await self._ask(lambda: self._client.eval(_STORE, 1, key, *values))
 
-    async def _ask(self, command: Callable[[], Awaitable[Any] | Any]) -> Any:
+    async def _ask(self, command: Callable[[], Any]) -> Any:
         """Send a command, twice if the connection breaks: none of ours does harm when repeated."""
         try:
             try:
-                return await command()
+                return await _cancellable(command())
             except redis_exceptions.ConnectionError:
-                return await command()
+                return await _cancellable(command())
         except (redis_exceptions.RedisError, OSError) as error:
             raise ReplayError(
                 f"The replay markers in Redis cannot be used: {type(error).__name__}: {error!s:.300}."
@@ -135,6 +136,22 @@ class RedisStorage(ReplayMarkerStorage):
 
     def _key(self, subscription: str) -> str:
         return self._prefix + _sound(subscription)
+
+
+async def _cancellable(command: Coroutine[Any, Any, Any]) -> Any:
+    """Wait for a command of redis-py so that a cancellation comes through.
+
+    redis-py waits with :func:`asyncio.wait_for`, which before Python 3.12 swallows a cancellation that
+    arrives together with the answer.
+    """
+    task = asyncio.ensure_future(command)
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        raise
+    return task.result()
 
 
 def _text(value: bytes | str | None) -> str | None:

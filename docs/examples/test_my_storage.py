@@ -1,0 +1,34 @@
+"""A storage of two methods, and the test that says whether it is sound."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from aiosfstream import ReplayMarker, ReplayMarkerStorage
+from aiosfstream.testing.conformance import check_marker_storage
+
+
+class JsonFile(ReplayMarkerStorage):
+    """Keeps the markers in a file that people can read and edit."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> dict[str, Any]:
+        return json.loads(self.path.read_text("utf-8")) if self.path.exists() else {}
+
+    async def get_replay_marker(self, subscription: str) -> ReplayMarker | None:
+        stored = self.read().get(subscription)
+        return None if stored is None else ReplayMarker(*stored)
+
+    async def set_replay_marker(self, subscription: str, replay_marker: ReplayMarker) -> None:
+        markers = {**self.read(), subscription: replay_marker}
+        # Written beside the file and put in its place, so that a crash leaves the old or the new one.
+        draft = self.path.with_suffix(".draft")
+        draft.write_text(json.dumps(markers), "utf-8")
+        draft.replace(self.path)
+
+
+def test_my_storage(tmp_path: Path) -> None:
+    asyncio.run(check_marker_storage(lambda: JsonFile(tmp_path / "markers.json")))

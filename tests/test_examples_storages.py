@@ -1,0 +1,137 @@
+"""The examples about storages, killed where that is what they are about."""
+
+import asyncio
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiosfstream.testing import StreamingServer
+from tests.programs import EXAMPLES, Programs, repeated, wait_until
+from tests.redis_server import RedisServer
+
+INK, ORDER = "/event/Low_Ink__e", "/event/Order__e"
+
+
+@pytest.fixture
+async def org() -> AsyncIterator[StreamingServer]:
+    async with StreamingServer() as server:
+        yield server
+        assert server.violations == []
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    with RedisServer(folder) as server:
+        yield server
+
+
+def numbered(count: int, first: int = 1) -> list[tuple[str, Any]]:
+    """Return orders to be published."""
+    return [(ORDER, {"Number__c": number}) for number in range(first, first + count)]
+
+
+async def test_redis_lets_a_later_run_go_on(
+    org: StreamingServer, redis: RedisServer, tmp_path: Path
+) -> None:
+    programs = Programs(tmp_path, org, REDIS_URL=redis.url, PYTHONUNBUFFERED=1)
+    try:
+        for level in ("0.1", "0.2"):
+            org.publish(INK, {"Ink_Percentage__c": level})
+            program = programs.start("storage_redis")
+            await wait_until(lambda: level in "".join(program.lines()))  # noqa: B023
+            await program.end(signal.SIGINT)
+        assert len(program.lines()) == 2, "what was delivered before came again"
+    finally:
+        await programs.stop()
+
+
+async def test_results_in_the_same_transaction_are_there_once(
+    org: StreamingServer, tmp_path: Path
+) -> None:
+    rng = random.Random(5)
+    programs = Programs(tmp_path, org)
+    database = tmp_path / "results.db"
+    count, kills = 0, 0
+
+    def results() -> list[int]:
+        if not database.exists():
+            return []
+        with closing(sqlite3.connect(database, timeout=10)) as connection:
+            try:
+                return [row[0] for row in connection.execute("SELECT printer FROM results")]
+            except sqlite3.OperationalError:
+                return []
+
+    try:
+        while kills < 5:
+            program = programs.start("storage_own")
+            await wait_until(lambda: len(org.subscriptions) > 0)
+            for _ in range(rng.randrange(20, 60)):
+                count += 1
+                org.publish(INK, {"Printer__c": count, "Ink_Percentage__c": 0.1})
+                if rng.random() < 0.2:
+                    await asyncio.sleep(0.002)
+            at_least = len(results()) + 1
+            await wait_until(lambda: len(results()) >= at_least)  # noqa: B023
+            await program.end(signal.SIGKILL)
+            kills += 1
+            org.expire_sessions()
+        programs.start("storage_own")
+        await wait_until(lambda: len(results()) >= count)
+    finally:
+        await programs.stop()
+    assert sorted(results()) == list(range(1, count + 1))
+    print(f"kills {kills}, events {count}, lost 0, repeated 0")
+
+
+async def test_workers_lose_nothing_whatever_ends_them(
+    org: StreamingServer, tmp_path: Path
+) -> None:
+    rng = random.Random(6)
+    programs = Programs(tmp_path, org)
+    count, ends = (
+        400,
+        [signal.SIGKILL, signal.SIGINT, signal.SIGKILL, signal.SIGINT, signal.SIGKILL],
+    )
+    org.publish(ORDER, {"Number__c": -7})
+    org.publish_many(numbered(count))
+    try:
+        for number in ends:
+            program = programs.start("storage_workers")
+            await programs.until_processed(len(programs.processed()) + rng.randrange(20, 60))
+            await program.end(number)
+        program = programs.start("storage_workers")
+        await programs.until_processed(count)
+        await program.end(signal.SIGINT)
+        assert "Task exception was never retrieved" not in program.errors
+    finally:
+        await programs.stop()
+    processed = programs.processed()
+    assert sorted(processed) == list(range(1, count + 1))
+    assert any(line.startswith("put aside -7") for line in programs.lines())
+    again = repeated(processed)
+    print(f"kills {len(ends)}, events {count}, lost 0, repeated {again}")
+    # Five in work, five in the queue, one before it, and what has passed the slowest of them.
+    assert again <= 40 * len(ends)
+
+
+def test_the_test_of_a_storage_of_ones_own(tmp_path: Path) -> None:
+    example = tmp_path / "test_my_storage.py"
+    example.write_text((EXAMPLES / example.name).read_text("utf-8"), "utf-8")
+    command = [sys.executable, "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["-o", "asyncio_default_fixture_loop_scope=function"]
+    done = subprocess.run(
+        [*command, str(example)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
