@@ -41,7 +41,8 @@ from aiosfstream import (
     ServerError,
     TransportError,
 )
-from aiosfstream.client import API_VERSION, COMETD_PATH, CometdClient
+from aiosfstream._cometd import uninterrupted
+from aiosfstream.client import API_VERSION, COMETD_PATH, CometdClient, Turn
 from aiosfstream.testing import Garble, OAuthError, Refuse, RevokeTokens, Status, StreamingServer
 from tests.support import (
     CHANGE,
@@ -832,3 +833,126 @@ def test_the_representation_has_no_secret() -> None:
     assert "user" in repr(client)
     assert "hush" not in repr(client)
     assert "quiet" not in repr(client)
+
+
+# Details of iterating and taking turns
+
+
+async def test_a_turn_is_passed_on_however_who_waits_is_cancelled() -> None:
+    turn = Turn()
+    turn.taken = True
+    waiting = [asyncio.create_task(turn.wait()) for _ in range(4)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    await asyncio.sleep(0)
+    turn.release()
+    # The turn is with the second, who is cancelled before it can take it.
+    waiting[1].cancel()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert [task.cancelled() for task in waiting[:2]] == [True, True]
+    await soon(waiting[2])
+    assert turn.taken
+    waiting[3].cancel()
+    turn.release()
+    await asyncio.sleep(0)
+    turn.release()
+    assert not turn.taken
+
+
+async def test_a_policy_that_changes_while_iterating(server: StreamingServer) -> None:
+    stored: dict[str, Any] = {}
+    async with client_for(server, replay=stored) as client:
+        await client.subscribe(EVENT)
+        wanted = server.publish_many([(EVENT, None)] * 4)
+        await until(lambda: client.pending_count == 4)
+        received: list[Any] = []
+        async for message in client:
+            received.append(replay_id(message))
+            if len(received) == 2:
+                assert stored[EVENT].replay_id == wanted[1]
+                client.replay_storage_policy = ReplayMarkerStoragePolicy.MANUAL
+            if len(received) == 4:
+                break
+        assert received == wanted
+        assert stored[EVENT].replay_id == wanted[1]
+
+
+async def test_a_receive_of_ones_own_is_called_while_iterating(server: StreamingServer) -> None:
+    calls = 0
+    async with client_for(server) as client:
+        await client.subscribe(EVENT)
+        inherited = client.receive
+
+        async def receive_and_count() -> Any:
+            nonlocal calls
+            calls += 1
+            return await inherited()
+
+        client.receive = receive_and_count  # type: ignore[method-assign]
+        wanted = server.publish_many([(EVENT, None)] * 2)
+        received: list[Any] = []
+        async for message in client:
+            received.append(replay_id(message))
+            if len(received) == 2:
+                break
+        assert (received, calls) == (wanted, 2)
+
+
+async def test_an_event_that_calls_itself_unsuccessful(server: StreamingServer) -> None:
+    async with client_for(server) as client:
+        await client.subscribe(EVENT)
+        event = {"channel": EVENT, "data": {}, "successful": False}
+        connect = {"channel": "/meta/connect", "successful": True}
+        server.add_fault(Garble(json.dumps([event, connect]).encode()), on="/meta/connect")
+        # The first answers the connect that is held already, the second the one that is garbled.
+        wanted = [server.publish(EVENT)]
+        assert await receive(client) == wanted
+        await held(server)
+        server.publish(EVENT)
+        await until(lambda: client.pending_count == 1)
+        with pytest.raises(ServerError):
+            await soon(client.__aiter__().__anext__())
+
+
+async def test_a_storage_of_ones_own_that_raises_a_replay_error(server: StreamingServer) -> None:
+    class Failing(dict[str, Any]):
+        failing = True
+
+        def __setitem__(self, key: str, value: Any) -> None:
+            if self.failing:
+                raise ReplayError("of my own")
+            super().__setitem__(key, value)
+
+    stored = Failing()
+    async with client_for(server, replay=stored) as client:
+        await client.subscribe(EVENT)
+        wanted = server.publish_many([(EVENT, None)] * 2)
+        await until(lambda: client.pending_count == 2)
+        for receiving in (client.receive(), client.__aiter__().__anext__()):
+            with pytest.raises(ReplayError, match="of my own"):
+                await receiving
+        assert client.pending_count == 2
+        stored.failing = False
+        assert await receive(client, 2) == wanted
+
+
+async def test_an_extraction_of_ones_own_that_fails(server: StreamingServer) -> None:
+    class Mine(MappingStorage):
+        async def extract_replay_id(self, message: dict[str, Any]) -> None:
+            raise KeyError("a mistake")
+
+    async with client_for(server, replay=Mine({})) as client:
+        await client.subscribe(EVENT)
+        server.publish(EVENT)
+        with pytest.raises(ReplayError, match="a mistake"):
+            await soon(client.receive())
+        assert client.pending_count == 1
+
+
+async def test_what_cannot_be_released_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail() -> None:
+        raise ZeroDivisionError
+
+    await uninterrupted(fail())
+    assert any("Could not release" in record.getMessage() for record in caplog.records)
