@@ -105,6 +105,15 @@ async def test_a_mapping_is_imported_as_it_is() -> None:
     assert mapping == {"/u/Id": ReplayMarker("", 7), "/u/Marker": ReplayMarker("", 8)}
 
 
+async def test_a_filter_is_no_part_of_the_name_of_a_channel() -> None:
+    old, new = ReplayMarker("2001-01-01T00:00:00Z", 1), ReplayMarker("2020-01-01T00:00:00Z", 9)
+    mapping: dict[str, Any] = {}
+    source = {"/topic/A?x='1'": new, "/topic/A?x='2'": old, "/topic/A": old}
+    imported = await import_markers(source, MappingStorage(mapping))
+    assert mapping == {"/topic/A": new}
+    assert imported.kept == ["/topic/A", "/topic/A"]
+
+
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_every_protocol_of_pickle_is_read(tmp_path: Path, protocol: int) -> None:
     values = {"/u/Marker": ReplayMarker("d", 1), "/u/Pair": ("d", 2), "/u/Id": 3}
