@@ -42,7 +42,6 @@ ReplayId = Any
 ChooseFallback = Callable[[str, JsonObject], ReplayId]
 
 NEW_EVENTS: Final = -1
-ALL_EVENTS: Final = -2
 #: How many replay ids of a channel are remembered at the least, to recognise duplicates.
 MIN_MEMORY: Final = 1000
 MAX_NAMES: Final = 1000
@@ -153,6 +152,11 @@ class Subscription:
     fell_back: bool = False
     previous: Position | None = None
 
+    @property
+    def sent_start(self) -> ReplayId:
+        """The replay id in the last message, or None."""
+        return self.start if self.stamp is None else self.stamp
+
 
 @dataclass(eq=False)
 class Ticket:
@@ -166,7 +170,7 @@ class Ticket:
 
     request: JsonObject
     epoch: int
-    points: list[tuple[Position, ReplayId]]
+    points: dict[Position, ReplayId]
 
 
 class Session:
@@ -325,18 +329,32 @@ class Session:
             **fields,
         }
 
-    @staticmethod
-    def stamp(message: JsonObject, subscription: Subscription) -> None:
+    def stamp(self, message: JsonObject, subscription: Subscription) -> None:
         """Put the replay id of *subscription* into *message*, or note the one that is there."""
         ext = message.get("ext")
         replay = ext.get("replay") if isinstance(ext, dict) else None
         known = replay if isinstance(replay, dict) else {}
         if subscription.stamp is None:
             subscription.start = known.get(subscription.key)
+        else:
+            if not isinstance(ext, dict):
+                ext = message["ext"] = {}
+            ext["replay"] = {**known, subscription.key: subscription.stamp}
+        self._note_start(subscription)
+
+    def _note_start(self, subscription: Subscription) -> None:
+        """What a subscription starts from is its resume point, until an event brings a later one.
+
+        "New events" is none: starting from there again would not bring what was missed.
+        """
+        position, start = self._positions.get(subscription.key), subscription.sent_start
+        if position is None or start in (None, NEW_EVENTS):
             return
-        if not isinstance(ext, dict):
-            ext = message["ext"] = {}
-        ext["replay"] = {**known, subscription.key: subscription.stamp}
+        if position.resume is None:
+            position.resume = start
+        # The first events may come in the answer to a request that is under way already.
+        for ticket in self._tickets:
+            ticket.points.setdefault(position, start)
 
     # Requests under way
 
@@ -346,7 +364,11 @@ class Session:
         :param request: the message
         :param stale: whether it is about a session that was given up
         """
-        points = [(position, position.resume) for position in self._positions.values()]
+        points = {
+            position: position.resume
+            for position in self._positions.values()
+            if position.resume is not None
+        }
         ticket = Ticket(request, -1 if stale else self.epoch, points)
         self._tickets.append(ticket)
         return ticket
@@ -357,15 +379,18 @@ class Session:
         :param ticket: the request
         :param lost: whether the server may have put events into an answer that is gone
         """
+        sent_later = self._tickets[self._tickets.index(ticket) + 1 :]
         self._tickets.remove(ticket)
         if lost and ticket.epoch == self.epoch:
             self._rewind(ticket)
+            # Their points may lie behind what was lost, and may be gone back to next.
+            for other in sent_later:
+                other.points.update(ticket.points)
 
     @staticmethod
     def _rewind(ticket: Ticket) -> None:
-        for position, resume in ticket.points:
-            if resume is not None:
-                position.resume = resume
+        for position, resume in ticket.points.items():
+            position.resume = resume
 
     # Incoming messages
 
@@ -451,8 +476,15 @@ class Session:
             keys = [known for known in self._positions if may_deliver(known, channel)]
             self._owners[channel] = self._positions[keys[0]] if len(keys) == 1 else None
             if len(keys) == 1:
-                self.aliases[channel] = keys[0]
+                self._note_alias(channel, keys[0])
         return self._owners[channel]
+
+    def _note_alias(self, channel: str, key: str) -> None:
+        # The newest last and the oldest forgotten: a server could make up names without end.
+        self.aliases.pop(channel, None)
+        self.aliases[channel] = key
+        if len(self.aliases) > MAX_NAMES:
+            del self.aliases[next(iter(self.aliases))]
 
     def _note_stranger(self, channel: str) -> None:
         if channel not in self._strangers and len(self._strangers) < MAX_NAMES:
@@ -627,7 +659,6 @@ class Session:
 
     def _resumed(self, subscription: Subscription) -> None:
         self._to_resubscribe.remove(subscription)
-        self._note_start(subscription)
         self._report(
             ConnectionEvent(
                 ConnectionEventKind.CHANNEL_RESUMED,
@@ -752,7 +783,7 @@ class Session:
         if isinstance(result, dict):
             if result["successful"]:
                 self.subscriptions[subscription.channel] = subscription
-                self._note_start(subscription)
+                subscription.previous = None
                 return False
             if self._fall_back(subscription, result):
                 return True
@@ -764,19 +795,21 @@ class Session:
         previous, subscription.previous = subscription.previous, None
         meanwhile = self._positions.pop(subscription.key, None)
         if previous is not None:
-            if meanwhile is not None and meanwhile.resume is not None:
-                previous.resume = meanwhile.resume
-                previous.seen.update(meanwhile.seen)
             self._positions[subscription.key] = previous
+            if meanwhile is not None:
+                self._take_over(meanwhile, previous, subscription.sent_start)
         self._index()
 
-    def _note_start(self, subscription: Subscription) -> None:
-        """A given id is a resume point, until an event brings a later one."""
-        position = self._positions[subscription.key]
-        start = subscription.stamp if subscription.stamp is not None else subscription.start
-        if position.resume is None and start not in (None, NEW_EVENTS, ALL_EVENTS):
-            position.resume = start
-        subscription.previous = None
+    def _take_over(self, meanwhile: Position, previous: Position, start: ReplayId) -> None:
+        """Continue *previous* with what *meanwhile* knows beyond where that started."""
+        for ticket in self._tickets:
+            point = ticket.points.pop(meanwhile, None)
+            known = previous.resume if point in (None, start) else point
+            if known is not None:
+                ticket.points.setdefault(previous, known)
+        if meanwhile.resume not in (None, start):
+            previous.resume = meanwhile.resume
+        previous.seen.update(meanwhile.seen)
 
     def unsubscribe_done(self, channel: str, result: JsonObject | Failure) -> None:
         """Take the outcome of an unsubscription."""
@@ -925,10 +958,12 @@ class Session:
     def _drop_session(self) -> None:
         """Give the session up; what its requests under way will bring is not used."""
         self.client_id = None
-        self.epoch += 1
-        # The oldest request last, as its points are the ones furthest back.
+        # The oldest request last, as its points are the ones furthest back. Those of earlier sessions
+        # were gone back to when these were given up; what came since then is safe.
         for ticket in reversed(self._tickets):
-            self._rewind(ticket)
+            if ticket.epoch == self.epoch:
+                self._rewind(ticket)
+        self.epoch += 1
 
     def _park(self, error: Exception) -> None:
         self.last_error = error
