@@ -558,10 +558,10 @@ def test_reprs_are_bounded() -> None:
 
 
 async def test_an_empty_mapping_is_a_mapping(tmp_path: Path) -> None:
-    with shelve.open(str(tmp_path / "markers")) as markers:  # noqa: S301
+    with shelve.open(str(tmp_path / "markers")) as markers:
         storage = MappingStorage(markers)
         await storage.extract_replay_id(platform(8))
-    with shelve.open(str(tmp_path / "markers")) as markers:  # noqa: S301
+    with shelve.open(str(tmp_path / "markers")) as markers:
         assert await MappingStorage(markers).get_replay_id(CHANNEL) == 8
 
 
@@ -1152,7 +1152,7 @@ def test_the_path_that_old_shelves_name() -> None:
     assert ReplayMarker.__module__ == "aiosfstream.replay"
     assert b"aiosfstream.replay" in pickle.dumps(marker)
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        copy = pickle.loads(pickle.dumps(marker, protocol))  # noqa: S301
+        copy = pickle.loads(pickle.dumps(marker, protocol))
         assert copy == marker
         assert type(copy) is ReplayMarker
 

@@ -51,7 +51,7 @@ async def test_a_dict_conforms() -> None:
 async def test_a_shelf_conforms(tmp_path: Path) -> None:
     @contextlib.asynccontextmanager
     async def opened() -> AsyncIterator[ReplayMarkerStorage]:
-        with shelve.open(str(tmp_path / "markers")) as shelf:  # noqa: S301
+        with shelve.open(str(tmp_path / "markers")) as shelf:
             yield MappingStorage(shelf)
 
     await check_marker_storage(opened)
