@@ -567,7 +567,8 @@ def _store_nothing(message: JsonObject) -> None:
 
 def _storing_failed(message: JsonObject, error: Exception) -> ReplayError:
     return ReplayError(
-        f"The replay marker of a message on {message.get('channel')} could not be stored: {error!r};"
+        f"The replay marker of a message on {message.get('channel')} could not be stored:"
+        f" {type(error).__name__}: {error!s:.300};"
         " the next receive() gives this message again"
     )
 

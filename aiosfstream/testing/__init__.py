@@ -4,6 +4,10 @@
 ``salesforce_server`` runs one for a test; it is there wherever this package is installed.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from ._faults import (
     CutAfter,
     CutBefore,
@@ -20,9 +24,13 @@ from ._faults import (
     Status,
     Truncate,
 )
-from ._server import Request, Session, StreamingServer
+from ._server import Credentials, Request, Session, StreamingServer
+
+if TYPE_CHECKING:
+    from .conformance import check_marker_storage
 
 __all__ = [
+    "Credentials",
     "CutAfter",
     "CutBefore",
     "Delay",
@@ -40,4 +48,14 @@ __all__ = [
     "Status",
     "StreamingServer",
     "Truncate",
+    "check_marker_storage",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # It needs the client's side, of which the server must know nothing.
+    if name == "check_marker_storage":
+        from .conformance import check_marker_storage
+
+        return check_marker_storage
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from aiosfstream import ReplayMarker, ReplayMarkerStorage
-from aiosfstream.testing.conformance import check_marker_storage
+from aiosfstream.testing import check_marker_storage
 
 
 class JsonFile(ReplayMarkerStorage):
