@@ -1,111 +1,60 @@
-// The CometD project's own server, with what Salesforce adds to it: the token endpoint, the check of the
-// token, and the replay extension. A second port takes commands from the tests.
+// Serves the token endpoint and the CometD server as Salesforce does, and on a second port takes
+// commands from the tests.
 'use strict';
 
 const http = require('http');
-const cometd = require('cometd-nodejs-server');
+const { Faults } = require('./faults');
+const { Login } = require('./login');
+const { Streaming } = require('./streaming');
 
 const HOST = '127.0.0.1';
-const state = {
-    credentials: {
-        client_id: 'consumer-key',
-        client_secret: 'consumer-secret',
-        username: 'user@example.com',
-        password: 'password-and-security-token',
-        refresh_token: 'refresh-token',
-    },
-    tokens: new Set(),
-    issued: 0,
-    httpUnauthorized: false,
-    denied: {},
-    faults: [],
-    requests: [],
-    channels: {},
-    lastId: 0,
-    maxInterval: 40000,
-    timeout: 20000,
+const MAX_REQUEST_BYTES = 32768;
+const UNKNOWN_CLIENT = {
+    error: '403::Unknown client',
+    successful: false,
+    advice: { interval: 0, reconnect: 'handshake' },
 };
+
 const sockets = new Set();
-let bayeux;
-let sessions;
+let url;
+let login;
+let streaming;
+let faults;
+// How this server differs from the CometD project's own.
+let manner;
+// How often the load balancer has sent the clients elsewhere.
+let routes;
+// What has happened, for the tests to look at.
+let requests;
+let violations;
+let failures;
+// How many connects of a client id are being answered.
+let connects;
 
-function startBayeux() {
-    sessions = new Map();
-    bayeux = cometd.createCometDServer({
-        timeout: state.timeout,
-        maxInterval: state.maxInterval,
-        sweepPeriod: 97,
-        // A client whose goodbye was lost must not be taken for two clients in one browser.
-        maxSessionsPerBrowser: -1,
-    });
-    bayeux.addListener('sessionAdded', (session) => {
-        sessions.set(session.id, session);
-        session.addListener('removed', () => sessions.delete(session.id));
-    });
-    bayeux.addListener('subscribed', (channel, session, message) => replay(channel.name, session, message));
-    bayeux.addExtension({
-        outgoing: (sender, session, message, callback) => {
-            if (message.channel === '/meta/handshake' && message.successful) {
-                message.ext = Object.assign({}, message.ext, { replay: true });
-            }
-            callback(undefined, message);
-        },
-    });
-}
-
-function stored(name) {
-    if (!state.channels[name]) {
-        state.channels[name] = { events: [], ids: new Map(), first: 0 };
+function reset() {
+    if (streaming) {
+        streaming.close();
     }
-    return state.channels[name];
-}
-
-function wanted(message) {
-    const map = message && message.ext && message.ext.replay;
-    return map ? map[message.subscription] : undefined;
-}
-
-function replayError(message) {
-    const map = message.ext && message.ext.replay;
-    if (!map) {
-        return null;
-    }
-    const id = wanted(message);
-    if (id === undefined) {
-        return `400::The replayId for channel {${message.subscription}} wasn't found using the provided replay ID map {${JSON.stringify(map)}}. Ensure that the channel name you provided in the replay map is valid and matches the channel name used for subscribing.`;
-    }
-    if (id === -1 || id === -2 || stored(message.subscription).ids.has(id)) {
-        return null;
-    }
-    return `400::The replayId {${id}} you provided was invalid.  Please provide a valid ID, -2 to replay all events, or -1 to replay only new events.`;
-}
-
-function replay(name, session, message) {
-    const channel = stored(name);
-    const id = wanted(message);
-    if (id === undefined || id === -1) {
-        return;
-    }
-    const start = id === -2 ? channel.first : channel.ids.get(id) + 1;
-    channel.events.slice(start - channel.first).forEach((data) => session.deliver(null, name, data));
-}
-
-function publish(events) {
-    // All sessions hold their answers back until the last event, so that one answer has them all.
-    const all = [...sessions.values()];
-    const deliver = (index) => {
-        if (index < all.length) {
-            all[index].batch(() => deliver(index + 1));
-            return;
-        }
-        events.forEach(([name, data]) => {
-            const channel = stored(name);
-            channel.ids.set(data.event.replayId, channel.first + channel.events.length);
-            channel.events.push(data);
-            bayeux.createServerChannel(name).publish(null, data);
-        });
+    sockets.forEach((socket) => socket.destroy());
+    login = new Login(url);
+    streaming = new Streaming();
+    faults = new Faults();
+    manner = {
+        // Refuse tokens with the HTTP status 401 and a page.
+        unauthorizedPages: false,
+        // Set a routing cookie and answer in Salesforce's words instead of CometD's.
+        salesforce: false,
     };
-    deliver(0);
+    routes = 0;
+    requests = [];
+    violations = [];
+    failures = [];
+    connects = new Map();
+}
+
+// Real ones look so: characters that some libraries put in quotes.
+function routingCookie() {
+    return `sfdc-stream=!//QiKCtgRz/8Ow+${routes}==`;
 }
 
 function json(response, status, value) {
@@ -113,134 +62,66 @@ function json(response, status, value) {
     response.end(JSON.stringify(value));
 }
 
-function body(request) {
-    return new Promise((resolve) => {
-        let text = '';
-        request.on('data', (chunk) => (text += chunk));
-        request.on('end', () => resolve(text));
+function page(response, status, text) {
+    response.writeHead(status, { 'Content-Type': 'text/html' });
+    response.end(`<html><body>${text}</body></html>`);
+}
+
+function read(request) {
+    return new Promise((resolve, reject) => {
+        const chunks = [];
+        request.on('data', (chunk) => chunks.push(chunk));
+        request.on('end', () => resolve(Buffer.concat(chunks).toString()));
+        request.on('error', reject);
     });
 }
 
-function token(response, text) {
-    const form = new URLSearchParams(text);
-    const expected = {
-        password: ['client_id', 'client_secret', 'username', 'password'],
-        refresh_token: ['client_id', 'client_secret', 'refresh_token'],
-        client_credentials: ['client_id', 'client_secret'],
-    }[form.get('grant_type')];
-    if (!expected) {
-        json(response, 400, { error: 'unsupported_grant_type', error_description: 'grant type not supported' });
-    } else if (!expected.every((name) => form.get(name) === state.credentials[name])) {
-        json(response, 400, { error: 'invalid_grant', error_description: 'authentication failure' });
-    } else {
-        const value = `00D000000000001!node_${++state.issued}`;
-        state.tokens.add(value);
-        json(response, 200, {
-            access_token: value,
-            instance_url: `http://${HOST}:${server.address().port}`,
-            id: 'https://login.salesforce.com/id/00D000000000001AAA/005000000000001AAA',
-            token_type: 'Bearer',
-            issued_at: String(Date.now()),
-            signature: 'c2lnbmF0dXJl',
-        });
-    }
-}
-
-function unauthorized(response, message) {
-    if (state.httpUnauthorized) {
-        response.writeHead(401, { 'Content-Type': 'text/html' });
-        response.end('<html>Request requires authentication</html>');
-        return;
-    }
-    const reply = { channel: message.channel, id: message.id, successful: false };
-    if (message.channel === '/meta/handshake') {
-        reply.error = '403::Handshake denied';
-        reply.advice = { reconnect: 'none' };
-        reply.ext = { sfdc: { failureReason: '401::Authentication invalid' }, replay: true };
-    } else {
-        reply.error = '401::Authentication invalid';
-        reply.advice = { reconnect: 'none', interval: 0 };
-    }
-    json(response, 200, [reply]);
-}
-
-function takeFault(what) {
-    const index = state.faults.findIndex((fault) => !fault.on || fault.on === what);
-    if (index < 0) {
-        return null;
-    }
-    const fault = state.faults[index];
-    fault.times -= 1;
-    if (fault.times <= 0) {
-        state.faults.splice(index, 1);
-    }
-    return fault;
-}
-
-// Returns whether the request has been dealt with.
-function meet(fault, response) {
-    const socket = response.socket;
-    const end = response.end.bind(response);
-    switch (fault.kind) {
-        case 'status':
-            response.writeHead(fault.status, fault.headers || { 'Content-Type': 'text/html' });
-            response.end(fault.body || '<html>error</html>');
-            return true;
-        case 'hang':
-            return true;
-        case 'cut before':
-            socket.destroy();
-            return true;
-        case 'cut after':
-            response.end = () => {
-                socket.destroy();
-                response.emit('finish');
-            };
-            return false;
-        case 'truncate':
-            response.end = (content) => {
-                response.setHeader('Content-Length', Buffer.byteLength(content));
-                response.write(content.slice(0, Math.floor(content.length / 2)));
-                setImmediate(() => socket.destroy());
-                response.emit('finish');
-            };
-            return false;
-        case 'garble':
-            response.end = () => end('<html>Please log in</html>');
-            return false;
-        default:
-            throw new Error(`no such fault: ${fault.kind}`);
-    }
-}
-
 async function handle(request, response) {
-    const text = await body(request);
+    const text = await read(request);
     const path = request.url.split('?')[0];
-    if (path.endsWith('/services/oauth2/token')) {
-        state.requests.push({ channel: 'token' });
-        const fault = takeFault('token');
-        if (!fault || !meet(fault, response)) {
-            token(response, text);
-        }
+    if (path === '/services/oauth2/token') {
+        await answerLogin(request, response, text);
+    } else if (path === '/cometd' || path.startsWith('/cometd/')) {
+        await answerCometd(request, response, text, path);
+    } else {
+        page(response, 404, 'URL No Longer Exists');
+    }
+}
+
+async function answerLogin(request, response, text) {
+    requests.push({ channel: 'token', host: request.headers.host });
+    if (!(await faults.meet('token', {}, response))) {
+        json(response, ...login.answer(request.method, text));
+    }
+}
+
+async function answerCometd(request, response, text, path) {
+    if (Buffer.byteLength(text) > MAX_REQUEST_BYTES) {
+        page(response, 413, 'Maximum Request Size Exceeded');
         return;
     }
     const messages = JSON.parse(text);
-    const message = messages[0];
-    state.requests.push({ channel: message.channel, messages, cookie: request.headers.cookie });
-    const fault = takeFault(message.channel);
-    if (fault && fault.delay) {
-        await new Promise((resolve) => setTimeout(resolve, fault.delay));
-    }
-    if (fault && fault.kind && meet(fault, response)) {
+    const [message] = messages;
+    note(request, messages);
+    watch(response, message);
+    if (await faults.meet(message.channel, message, response)) {
         return;
     }
-    const value = (request.headers.authorization || '').replace(/^Bearer /, '');
-    if (!state.tokens.has(value)) {
-        unauthorized(response, message);
+    const version = versionError(path);
+    if (version) {
+        json(response, 400, [{ channel: message.channel, id: message.id, error: version, successful: false }]);
         return;
     }
-    if (message.channel === '/meta/subscribe' && sessions.has(message.clientId)) {
-        const error = state.denied[message.subscription] || replayError(message);
+    const unauthorized = login.refusal(request.headers.authorization);
+    if (unauthorized) {
+        refuse(response, message, unauthorized);
+        return;
+    }
+    if (manner.salesforce && !isRouted(request, response, message)) {
+        return;
+    }
+    if (message.channel === '/meta/subscribe' && streaming.sessions.has(message.clientId)) {
+        const error = streaming.refusal(message);
         if (error) {
             const { id, channel, clientId, subscription } = message;
             json(response, 200, [{ id, channel, clientId, subscription, error, successful: false }]);
@@ -248,42 +129,158 @@ async function handle(request, response) {
         }
     }
     request.body = messages;
-    bayeux.handle(request, response);
+    streaming.server.handle(request, response);
 }
 
+function note(request, messages) {
+    const { cookie, host } = request.headers;
+    requests.push({ channel: messages[0].channel, messages, cookie: cookie || '', host });
+    if (messages.length !== 1) {
+        violations.push(`${messages.length} messages in one request`);
+    }
+    if (cookie && cookie.includes('"')) {
+        violations.push(`a cookie in quotes: ${cookie}`);
+    }
+}
+
+// A client has one connect at a time.
+function watch(response, message) {
+    if (message.channel !== '/meta/connect') {
+        return;
+    }
+    const { clientId } = message;
+    const count = (connects.get(clientId) || 0) + 1;
+    connects.set(clientId, count);
+    if (count > 1) {
+        violations.push(`${count} connects of ${clientId} at once`);
+    }
+    response.on('close', () => connects.set(clientId, connects.get(clientId) - 1));
+}
+
+function versionError(path) {
+    const version = path.split('/')[2];
+    if (!version) {
+        return "400::API version in the URI is mandatory. URI format: '/cometd/66.0'";
+    }
+    if (!/^\d+\.0$/.test(version) || Number(version) < 37) {
+        return "400::Unsupported API version. Only API versions '37.0' and later are supported. URI format: '/cometd/66.0'";
+    }
+    return null;
+}
+
+function refuse(response, message, error) {
+    if (manner.unauthorizedPages) {
+        page(response, 401, 'Request requires authentication');
+    } else if (error.includes('requires')) {
+        json(response, 401, [{ error, successful: false }]);
+    } else if (message.channel === '/meta/handshake') {
+        json(response, 200, [
+            {
+                ext: { sfdc: { failureReason: error }, replay: true, 'payload.format': true },
+                advice: { reconnect: 'none' },
+                channel: message.channel,
+                id: message.id,
+                error: '403::Handshake denied',
+                successful: false,
+            },
+        ]);
+    } else {
+        const { clientId, channel, id } = message;
+        // Salesforce was seen to answer with a number where the request had a text.
+        const advice = { reconnect: 'none', interval: 0 };
+        json(response, 200, [{ clientId, advice, channel, id: Number(id), error, successful: false }]);
+    }
+}
+
+// The load balancer sends requests without its cookie to some other server, which knows of no session.
+function isRouted(request, response, message) {
+    const cookies = (request.headers.cookie || '').split('; ');
+    if (message.channel === '/meta/handshake') {
+        const set = response.setHeader.bind(response);
+        const all = (name, value) => (name === 'Set-Cookie' ? [value, `${routingCookie()}; path=/`] : value);
+        response.setHeader = (name, value) => set(name, all(name, value));
+        set('Set-Cookie', `${routingCookie()}; path=/`);
+        return true;
+    }
+    const { clientId } = message;
+    if (!cookies.includes(routingCookie()) || !streaming.sessions.has(clientId)) {
+        response.setHeader('Set-Cookie', `${routingCookie()}; path=/`);
+        json(response, 200, [UNKNOWN_CLIENT]);
+        return false;
+    }
+    if (!cookies.some((cookie) => cookie.startsWith('BAYEUX_BROWSER='))) {
+        const error = `400::Client ${clientId} has established a session, but no BAYEUX_BROWSER cookie present`;
+        json(response, 200, [{ channel: message.channel, id: message.id, clientId, error, successful: false }]);
+        return false;
+    }
+    return true;
+}
+
+const cut = () => sockets.forEach((socket) => socket.destroy());
+
 const commands = {
-    publish: ({ events }) => publish(events),
-    discard: ({ channel, keep }) => {
-        const one = stored(channel);
-        const count = Math.max(0, one.events.length - (keep || 0));
-        one.events.splice(0, count).forEach((data) => one.ids.delete(data.event.replayId));
-        one.first += count;
+    reset: async () => {
+        reset();
+        if (!server.listening) {
+            await commands.up();
+        }
     },
-    revoke: () => state.tokens.clear(),
-    // Held connects end the way they do when a node of a cluster is gone.
-    expire: () => {
-        startBayeux();
-        sockets.forEach((socket) => socket.destroy());
+    publish: ({ events }) => streaming.publish(events),
+    discard: ({ channel, keep }) => streaming.store(channel).discard(keep),
+    deny: ({ channel, error }) => streaming.denied.set(channel, error),
+    limit: ({ channels }) => (streaming.existing = channels),
+    revoke: () => login.revoke(),
+    expire: () => streaming.expire(),
+    restart: () => {
+        streaming.start();
+        cut();
     },
-    disconnect: () => [...sessions.values()].forEach((session) => session.disconnect()),
-    cut: () => sockets.forEach((socket) => socket.destroy()),
-    deny: ({ channel, error }) => (state.denied[channel] = error),
-    fault: (fault) => state.faults.push(Object.assign({ times: 1 }, fault)),
-    clear: () => (state.faults = []),
-    configure: (options) => {
-        Object.assign(state, options);
-        startBayeux();
+    reroute: () => (routes += 1),
+    down: () =>
+        new Promise((resolve) => {
+            streaming.start();
+            server.close(resolve);
+            cut();
+        }),
+    up: () => new Promise((resolve) => server.listen(Number(new URL(url).port), HOST, resolve)),
+    disconnect: () => streaming.disconnect(),
+    cut,
+    fault: (fault) => faults.add(fault),
+    clear: () => faults.clear(),
+    behave: (options) => {
+        Object.assign(manner, options);
     },
-    sessions: () => sessions.size,
-    subscriptions: () => [...sessions.values()].flatMap((session) => session.subscriptions.map((one) => one.name)),
-    requests: () => state.requests,
-    held: () => [...sessions.values()].filter((session) => session._scheduler).length,
+    login: (options) => {
+        Object.assign(login.settings, options);
+    },
+    cometd: (options) => {
+        Object.assign(streaming.options, options);
+        streaming.start();
+    },
+    sessions: () => streaming.sessions.size,
+    subscriptions: () => streaming.subscriptions,
+    held: () => streaming.held,
+    requests: () => requests,
+    violations: () => violations,
+    failures: () => failures,
+    wait,
 };
 
-startBayeux();
+// Answers when a command gives the wanted result, or with what it gave at last.
+async function wait({ what, wanted, seconds }) {
+    const deadline = Date.now() + seconds * 1000;
+    for (;;) {
+        const found = commands[what]({});
+        if (JSON.stringify(found) === JSON.stringify(wanted) || Date.now() > deadline) {
+            return found;
+        }
+        await new Promise((resolve) => setTimeout(resolve, 5));
+    }
+}
+
 const server = http.createServer((request, response) => {
-    handle(request, response).catch((error) => {
-        console.error(error);
+    handle(request, response).catch((failure) => {
+        failures.push(failure.stack);
         response.destroy();
     });
 });
@@ -292,14 +289,22 @@ server.on('connection', (socket) => {
     socket.on('close', () => sockets.delete(socket));
     socket.on('error', () => socket.destroy());
 });
+
 const control = http.createServer(async (request, response) => {
-    const { command, ...options } = JSON.parse(await body(request));
-    const result = commands[command](options);
-    json(response, 200, { result: result === undefined ? null : result });
+    try {
+        const { command, ...options } = JSON.parse(await read(request));
+        const result = await commands[command](options);
+        json(response, 200, result === undefined || typeof result === 'function' ? null : result);
+    } catch (failure) {
+        json(response, 500, failure.stack);
+    }
 });
+
 server.listen(0, HOST, () => {
+    url = `http://${HOST}:${server.address().port}`;
+    reset();
     control.listen(0, HOST, () => {
-        console.log(JSON.stringify({ port: server.address().port, control: control.address().port }));
+        console.log(JSON.stringify({ url, control: `http://${HOST}:${control.address().port}` }));
     });
 });
 // The tests hold the other end of the standard input: when they are gone, so is this process.
