@@ -24,7 +24,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import Any, Final, TypeVar, cast
 
 from aiocometd import exceptions as cometd
@@ -261,8 +261,9 @@ def _translating_generator(func: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(func)
     async def wrapper(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         try:
-            async for item in func(*args, **kwargs):
-                yield item
+            async with aclosing(func(*args, **kwargs)) as items:
+                async for item in items:
+                    yield item
         except AiosfstreamException:
             raise
         except cometd.AiocometdException as error:

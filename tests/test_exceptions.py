@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import pickle
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import pytest
 from aiocometd import exceptions as cometd
+from hypothesis import given
+from hypothesis import strategies as st
 
 import aiosfstream
 from aiosfstream import exceptions as ours
@@ -216,3 +218,79 @@ def test_functions() -> None:
 def test_translate_gives_ours_back() -> None:
     error = TransportError("x")
     assert ours.translate(error) is error
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+TEXTS = st.from_regex(r"[0-9²]{0,4}:?[^:]{0,5}:?.{0,10}", fullmatch=True)
+RESPONSES = st.fixed_dictionaries(
+    {},
+    optional={
+        "error": TEXTS | JSON,
+        "subscription": st.just("/event/A") | JSON,
+        "ext": st.fixed_dictionaries(
+            {"sfdc": st.fixed_dictionaries({"failureReason": TEXTS | JSON})}
+        )
+        | st.fixed_dictionaries({"sfdc": JSON})
+        | JSON,
+    },
+)
+
+
+@given(RESPONSES)
+def test_any_refusal_can_be_told(response: dict[str, Any]) -> None:
+    error = ServerError("Subscribe request failed.", response)
+    text = str(error)
+    assert text.startswith("Subscribe request failed")
+    assert text.endswith(".")
+    for part in (error.error, error.failure_reason):
+        assert part is None or part.rstrip(".") in text
+    code, args, message = error.error_code, error.error_args, error.error_message
+    assert code is None or 0 <= code <= 999
+    assert (args is None) is (message is None)
+    if code is not None and args is not None and message is not None:
+        assert error.error == f"{code:03}:{','.join(args)}:{message}"
+
+
+async def test_a_translated_generator_ends_the_one_inside_it() -> None:
+    ended = []
+
+    @translate_errors
+    async def function() -> AsyncGenerator[int, None]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            ended.append(True)
+
+    generator = function()
+    assert await generator.__anext__() == 1
+    await generator.aclose()
+    assert ended == [True]
+
+
+async def test_an_error_of_a_generator_that_is_being_closed_is_translated() -> None:
+    @translate_errors
+    async def function() -> AsyncGenerator[int, None]:
+        try:
+            yield 1
+        finally:
+            raise cometd.TransportError("x")
+
+    generator = function()
+    await generator.__anext__()
+    with pytest.raises(TransportError):
+        await generator.aclose()
+
+
+def test_the_cause_of_a_translated_error_is_not_said_twice() -> None:
+    original = cometd.ServerError("Refused.", {"error": "403::x"})
+    translated = ours.translate(original)
+    assert str(translated) == "Refused: 403::x."
+    assert isinstance(translated, cometd.ServerError)
+    assert translated.response is original.response

@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import socket
+import ssl
+import struct
 from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from typing import Any
@@ -13,9 +17,13 @@ from typing import Any
 import aiohttp
 import orjson
 import pytest
+import trustme
+from hypothesis import given
+from hypothesis import strategies as st
 
 from aiosfstream import TransportError, _http
 from aiosfstream._http import Answer, Failure, Trouble
+from tests.support import until
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]
 
@@ -26,6 +34,8 @@ class Server:
     def __init__(self) -> None:
         self.answer = b""
         self.hang = False
+        #: Whether the connection ends with a reset, as when a machine on the way restarts.
+        self.reset = False
         self.requests: list[bytes] = []
         self.url = ""
         self._release = asyncio.Event()
@@ -39,6 +49,11 @@ class Server:
             await writer.drain()
             if self.hang:
                 await self._release.wait()
+            if self.reset:
+                linger = struct.pack("ii", 1, 0)
+                writer.get_extra_info("socket").setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, linger
+                )
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
@@ -137,10 +152,58 @@ async def test_refused(session: aiohttp.ClientSession) -> None:
     assert f"127.0.0.1:{port}" in str(failure.error)
 
 
-async def test_tls_where_there_is_none(session: aiohttp.ClientSession, server: Server) -> None:
-    failure = await post(session, server.url.replace("http:", "https:"), ssl=False)
+async def test_a_connection_that_is_not_made_in_time(session: aiohttp.ClientSession) -> None:
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):
+            # Nobody accepts, so the kernel soon leaves the next one waiting.
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        failure = await _http.post(
+            session,
+            f"http://127.0.0.1:{listener.getsockname()[1]}/",
+            b"[]",
+            {},
+            timeout=aiohttp.ClientTimeout(total=5, sock_connect=0.1),
+        )
     assert isinstance(failure, Failure)
-    assert failure.trouble in (Trouble.NOT_SENT, Trouble.LOST)
+    assert failure.trouble is Trouble.NOT_SENT
+
+
+async def test_tls_where_there_is_none(session: aiohttp.ClientSession) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    listener = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    failure = await post(session, f"https://127.0.0.1:{port}/", ssl=False)
+    listener.close()
+    assert isinstance(failure, Failure)
+    assert failure.trouble is Trouble.NOT_SENT
+
+
+async def test_tls_is_verified_unless_told_otherwise(session: aiohttp.ClientSession) -> None:
+    authority = trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    server = Server()
+    server.respond(200, b"[]")
+    listener = await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=context)
+    url = f"https://127.0.0.1:{listener.sockets[0].getsockname()[1]}/"
+    for option in (None, True):
+        failure = await post(session, url, ssl=option)
+        assert isinstance(failure, Failure)
+        assert failure.trouble is Trouble.NOT_SENT
+        assert "certificate" in str(failure.error)
+    assert server.requests == []
+    for accepting in (trusting, False):
+        assert isinstance(await post(session, url, ssl=accepting), Answer)
+    listener.close()
 
 
 @pytest.mark.parametrize(
@@ -251,6 +314,8 @@ async def test_messages_come_with_any_status(
         ("-5", None),
         ("", None),
         ("1.5", None),
+        ("Wed, 01 Jan 99999999999999999999 00:00:00 GMT", None),
+        ("1 Jan 2020 00:00:00 +99999999999999999", None),
     ],
 )
 async def test_retry_after(
@@ -308,3 +373,145 @@ def test_json_functions_of_all_kinds() -> None:
             _http.parse_json(b"{", loads)
     with pytest.raises(TransportError, match="not serialisable"):
         _http.dump_json(object(), json.dumps)
+
+
+PARTIAL = b"HTTP/1.1 200 X\r\nContent-Length: 1000000\r\n\r\n[" + b" " * 100
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 X\r\nConte", PARTIAL])
+async def test_a_connection_that_is_reset(
+    session: aiohttp.ClientSession, server: Server, answer: bytes
+) -> None:
+    server.answer, server.reset = answer, True
+    failure = await post(session, server.url)
+    assert isinstance(failure, Failure)
+    assert failure.trouble is Trouble.LOST
+    assert isinstance(failure.error.__cause__, (aiohttp.ClientError, OSError))
+    # The session is as good as before.
+    server.reset = False
+    server.respond(200, b"[]")
+    assert isinstance(await post(session, server.url), Answer)
+
+
+COMPRESSED = gzip.compress(b"[1, 2, 3]" * 100)
+CHUNKED = b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize("body", [b"no gzip at all", COMPRESSED[:2] + b"\0" * 50])
+async def test_a_broken_encoding(
+    session: aiohttp.ClientSession, server: Server, body: bytes
+) -> None:
+    server.respond(200, body, Content_Encoding="gzip")
+    failure = await post(session, server.url)
+    assert isinstance(failure, Failure)
+    assert failure.trouble is Trouble.LOST
+
+
+@pytest.mark.parametrize("rest", [b"", b"5\r\n[1, ", b"2\r\n[1\r\n", b"zz\r\n[1]\r\n"])
+async def test_chunks_that_do_not_end(
+    session: aiohttp.ClientSession, server: Server, rest: bytes
+) -> None:
+    server.answer = CHUNKED + rest
+    failure = await post(session, server.url)
+    assert isinstance(failure, Failure)
+    assert failure.trouble is Trouble.LOST
+
+
+@pytest.mark.parametrize("count", [1000, 1001])
+async def test_the_largest_answer(
+    session: aiohttp.ClientSession,
+    server: Server,
+    count: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_http, "MAX_ANSWER_SIZE", 1000)
+    body = b" " * count
+    plain = f"HTTP/1.1 200 X\r\nContent-Length: {count}\r\nConnection: close\r\n\r\n".encode()
+    for answer in (plain + body, CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n" % (count, body)):
+        server.answer = answer
+        result = await post(session, server.url)
+        assert isinstance(result, Answer if count <= 1000 else Failure)
+
+
+async def test_a_server_that_trickles_is_given_up_in_the_end(
+    session: aiohttp.ClientSession, server: Server
+) -> None:
+    server.answer, server.hang = PARTIAL, True
+    failure = await _http.post(
+        session, server.url, b"[]", {}, timeout=aiohttp.ClientTimeout(total=0.05)
+    )
+    assert isinstance(failure, Failure)
+    assert failure.trouble is Trouble.LOST
+    assert "no answer in time" in str(failure.error)
+
+
+async def test_a_cancelled_request_is_no_failure(
+    session: aiohttp.ClientSession, server: Server
+) -> None:
+    server.hang = True
+    task = asyncio.create_task(post(session, server.url))
+    await until(lambda: server.requests)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.parametrize("before", [0, 150, 195, 199, 200, 210])
+@pytest.mark.parametrize("secret", ["00D!AQEA.secret", "gar\u00e7on-secret"])
+def test_no_part_of_a_secret_is_quoted(before: int, secret: str) -> None:
+    body = ("x" * before + secret + " and more").encode()
+    failure = _http.status_failure(Answer("http://x", 400, {}, body), secret)
+    text = str(failure.error)
+    assert not any(secret[: size + 1] in text for size in range(3, len(secret)))
+    assert len(text) < 300
+
+
+def test_without_a_secret_the_beginning_is_quoted() -> None:
+    failure = _http.status_failure(Answer("http://x", 400, {}, b"it was bad" + b"x" * 500))
+    assert "it was bad" in str(failure.error)
+    assert "x" * 201 not in str(failure.error)
+
+
+DATES = st.from_regex(
+    r"\A([A-Z][a-z]{2}, )?[0-9]{1,3} [A-Z][a-z]{2} [0-9]{1,6} [0-9]{1,3}:[0-9]{1,3}(:[0-9]{1,3})?"
+    r" ?(GMT|[-+][0-9]{1,5}|[A-Z]{0,4})\Z"
+)
+
+
+@given(st.text() | st.integers().map(str) | DATES, st.sampled_from([408, 429, 500, 503]))
+def test_any_retry_after_gives_a_sound_number_or_none(value: str, status: int) -> None:
+    failure = _http.status_failure(Answer("http://x", status, {"Retry-After": value}, b""))
+    assert failure.retry_after is None or 0.0 <= failure.retry_after <= _http.MAX_RETRY_AFTER
+
+
+@given(st.text())
+def test_any_location_can_be_told(value: str) -> None:
+    failure = _http.status_failure(Answer("http://x", 302, {"Location": value}, b""))
+    assert failure.trouble is Trouble.REDIRECTED
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["channel", "successful", "x"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+BODIES = st.binary(max_size=50) | JSON.map(
+    lambda value: json.dumps(value).encode("utf-8", "surrogatepass")
+)
+
+
+@given(BODIES, st.sampled_from([200, 204, 302, 400, 401, 403, 404, 429, 500, 503]))
+@pytest.mark.parametrize("loads", [json.loads, orjson.loads])
+def test_any_body_gives_messages_or_a_failure(loads: Any, body: bytes, status: int) -> None:
+    found = _http.bayeux_messages(Answer("http://x", status, {}, body), loads, "token")
+    if isinstance(found, Failure):
+        assert found.status == found.error.status == status
+    else:
+        assert found
+        assert all(isinstance(message, dict) and message for message in found)
+        assert status == 200 or any(
+            "channel" in message or "successful" in message for message in found
+        )

@@ -6,6 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from aiosfstream._mailbox import Mailbox, Signal
 from tests.support import soon, until
@@ -105,6 +107,25 @@ async def test_waiting_for_a_change() -> None:
     assert signal._waiters == []
 
 
+async def test_a_timer_does_not_outlive_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    timers: list[asyncio.TimerHandle] = []
+    call_later = loop.call_later
+
+    def note(*arguments: Any) -> asyncio.TimerHandle:
+        timers.append(call_later(*arguments))
+        return timers[-1]
+
+    monkeypatch.setattr(loop, "call_later", note)
+    signal = Signal()
+    waiting = asyncio.create_task(signal.changed(1000.0))
+    await asyncio.sleep(0)
+    signal.wake()
+    await waiting
+    [timer] = timers
+    assert timer.cancelled()
+
+
 async def test_waking_and_time_at_once() -> None:
     signal = Signal()
     waiting = asyncio.create_task(signal.changed(0.0))
@@ -117,3 +138,71 @@ async def test_waking_and_time_at_once() -> None:
     signal.wake()
     with pytest.raises(asyncio.CancelledError):
         await gone
+
+
+@given(
+    st.integers(-1, 5),
+    st.lists(
+        st.sampled_from(["extend", "fail", "take", "put back", "close", "discard"]), max_size=40
+    ),
+)
+def test_it_is_a_list_that_counts_messages(limit: int, operations: list[str]) -> None:
+    mailbox, model = Mailbox(limit), list[Any]()
+    closed = False
+    for number, operation in enumerate(operations, 1):
+        if operation == "extend":
+            mailbox.extend([message(number), message(-number)])
+            model += [message(number), message(-number)]
+        elif operation == "fail":
+            mailbox.fail(ValueError(number))
+            model.append(number)
+        elif operation == "put back":
+            mailbox.put_back(message(number))
+            model.insert(0, message(number))
+        elif operation == "close":
+            mailbox.close()
+            model, closed = [one for one in model if isinstance(one, dict)], True
+        elif operation == "discard":
+            mailbox.discard()
+            model.clear()
+        elif model and not isinstance(model[0], dict):
+            with pytest.raises(ValueError, match=f"^{model.pop(0)}$"):
+                mailbox.take()
+        else:
+            assert mailbox.take() == (model.pop(0) if model else None)
+        messages = sum(isinstance(one, dict) for one in model)
+        assert len(mailbox) == mailbox.qsize() == messages
+        assert mailbox.has_errors is (messages < len(model))
+        assert mailbox.full is (0 < limit <= messages)
+        assert mailbox.closed is closed
+
+
+async def test_who_waits_for_room_may_give_up() -> None:
+    mailbox = Mailbox(1)
+    mailbox.extend([message(1)])
+    waiting = asyncio.create_task(mailbox.room())
+    await until(lambda: mailbox.suspends is not None)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert mailbox.suspends is None
+    again = asyncio.create_task(mailbox.room())
+    await until(lambda: mailbox.suspends is not None)
+    mailbox.take()
+    # Nobody is harmed by being told twice.
+    mailbox.make_room()
+    await soon(again)
+
+
+@pytest.mark.parametrize("change", ["extend", "fail", "put_back", "close"])
+async def test_each_change_wakes_the_reader(change: str) -> None:
+    mailbox = Mailbox(1)
+    waiting = asyncio.create_task(mailbox.changed())
+    await asyncio.sleep(0)
+    {
+        "extend": lambda: mailbox.extend([message(1)]),
+        "fail": lambda: mailbox.fail(ValueError()),
+        "put_back": lambda: mailbox.put_back(message(1)),
+        "close": mailbox.close,
+    }[change]()
+    await soon(waiting)

@@ -108,6 +108,9 @@ def test_judging_a_handshake_or_connect(reply: dict[str, Any], verdict: Verdict)
         (refusal("403::Organization total events daily limit exceeded"), Verdict.PROCEED),
         (refusal("403:denied_by_security_policy:create_denied", NONE), Verdict.PROCEED),
         (refusal("404::Unknown channel"), Verdict.PROCEED),
+        (refusal("403::Organization concurrent user limit exceeded"), Verdict.RENEW_LATER),
+        (refusal("x", HANDSHAKE, SIMULTANEOUS), Verdict.RENEW_LATER),
+        (refusal("500::x", HANDSHAKE), Verdict.PROCEED),
     ],
 )
 def test_judging_a_request_beside_the_connect(reply: dict[str, Any], verdict: Verdict) -> None:
@@ -228,3 +231,67 @@ def test_backoff_doubles_up_to_its_cap_with_full_jitter() -> None:
     assert backoff.attempts == 2000
     backoff.reset()
     assert backoff.bound == 1.0
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+REASONS = JSON | st.sampled_from(
+    [
+        "401::Authentication invalid",
+        "402::session_unknown",
+        "403::Unknown client",
+        "503::Server is too busy.",
+        "400::no BAYEUX_BROWSER cookie present",
+        "400::The replayId {1} you provided was invalid.",
+        "403::Organization concurrent user limit exceeded",
+        SIMULTANEOUS,
+    ]
+)
+REPLIES = st.fixed_dictionaries(
+    {"successful": st.booleans()},
+    optional={
+        "error": REASONS,
+        "ext": JSON
+        | st.fixed_dictionaries({"sfdc": st.fixed_dictionaries({"failureReason": REASONS})}),
+        "advice": JSON | st.sampled_from([NONE, RETRY, HANDSHAKE]),
+    },
+)
+
+
+@given(REPLIES)
+def test_any_reply_gets_a_verdict(reply: dict[str, Any]) -> None:
+    advised = reconnect_advice(reply)
+    verdict, request = judge_reply(reply), judge_request(reply)
+    assert request in Verdict
+    assert isinstance(failure_reason(reply), str)
+    if reply["successful"]:
+        assert request is Verdict.PROCEED
+        assert (verdict is Verdict.STOP) is (advised == "none")
+    else:
+        assert verdict is not Verdict.PROCEED
+        # A replay id costs nobody the session, and a lost session nobody the channel.
+        assert not is_replay_error(reply) or request is Verdict.PROCEED
+
+
+@given(st.floats(0.001, 1e3), st.floats(1.0, 1e6), st.integers(0, 3000), st.integers())
+def test_no_delay_is_beyond_its_cap(
+    initial: float, factor: float, attempts: int, seed: int
+) -> None:
+    backoff = Backoff(initial, initial * factor, random.Random(seed))
+    backoff.attempts = attempts
+    before = backoff.bound
+    assert initial <= before <= initial * factor
+    assert 0.0 <= backoff.next_delay() <= before
+    assert before <= backoff.bound
+
+
+def test_the_delays_of_many_clients_are_spread() -> None:
+    first = [Backoff(10.0, 60.0, random.Random(seed)).next_delay() for seed in range(1000)]
+    in_each_second = [sum(second <= delay < second + 1 for delay in first) for second in range(10)]
+    assert min(in_each_second) > 60
+    assert max(in_each_second) < 150
