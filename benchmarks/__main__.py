@@ -21,7 +21,7 @@ from benchmarks import (
     markers,
     throughput,
 )
-from benchmarks.report import Section, machine
+from benchmarks.report import Section, load, machine
 from benchmarks.settings import FULL, QUICK, Settings
 
 MEASUREMENTS: Final[dict[str, Callable[[Settings], Section]]] = {
@@ -32,6 +32,8 @@ MEASUREMENTS: Final[dict[str, Callable[[Settings], Section]]] = {
     "markers": markers.run,
     "imports": imports.run,
 }
+#: The load from which on figures are worth little: clients and server need a core each.
+BUSY: Final = 0.5
 OUTPUT: Final = Path(__file__).parent / "results"
 
 
@@ -76,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         throughput.install_peers()
     elif not throughput.has_peers():
         _note("without the clients in JavaScript; --install-peers installs them")
+    if (load() or 0.0) > BUSY:
+        _note(f"other programs are running (load {load()}): expect noise")
     output: Path = options.output
     output.mkdir(parents=True, exist_ok=True)
     document: dict[str, Any] = {
@@ -91,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for table in section.tables:
             print(f"\n{table}", flush=True)
             tables.append(str(table))
+    document["load_at_the_end"] = load()
     _write(output, document, tables)
 
 
