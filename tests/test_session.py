@@ -999,3 +999,28 @@ def test_no_message_is_too_odd(responses: list[list[Message]]) -> None:
         if reply is not None:
             session.connect_done(reply, epoch, len(events), 1.0, table.now)
         assert 0.0 <= session.next_step().delay < 400.0
+
+
+def test_a_session_that_is_lost_before_the_fallback_was_sent(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    table = Table(fallback=-2).open(A)
+    table.connect(event(A, 5))
+    table.connect(**UNKNOWN)
+    table.handshake()
+    subscription = table.session.next_to_resubscribe(table.now)
+    assert subscription is not None
+    message = table.session.subscribe_message(subscription)
+    _, reply = table.exchange(message, {"channel": "/meta/disconnect"}, error=INVALID_ID)
+    table.session.resubscribe_done(subscription, reply, table.now)
+    assert table.renew() == [{A: -2}]
+    assert caplog.records == []
+
+
+def test_a_channel_that_is_unsubscribed_while_it_is_subscribed_anew() -> None:
+    table = Table().open(A)
+    subscription = table.session.subscribe(A, 5)
+    table.session.unsubscribe_done(A, {"successful": True})
+    table.session.subscribe_done(subscription, None)
+    assert table.session.subscriptions == {}
+    assert len(table.connect(event(A, 1))) == 1

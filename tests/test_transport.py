@@ -51,7 +51,7 @@ async def test_the_interface_of_aiocometds_transports(server: StreamingServer) -
         assert transport.connection_type is ConnectionType.LONG_POLLING
         assert transport.endpoint == client.url
         assert transport.client_id == server.sessions[0].client_id
-        assert transport.state is TransportState.CONNECTED
+        assert transport.state.name == "CONNECTED"
         assert transport.subscriptions == set()
         assert transport.last_connect_result is not None
         assert transport.last_connect_result["successful"]
@@ -73,7 +73,7 @@ async def test_the_states_of_a_client(server: StreamingServer) -> None:
     server.add_fault(Hang(), on=CONNECT)
     opening = asyncio.create_task(client.open())
     await server.wait_for(lambda server: server.count(CONNECT) == 1)
-    assert client.state is TransportState.CONNECTING
+    assert client.state.name == "CONNECTING"
     opening.cancel()
     await asyncio.wait([opening])
     await client.open()
