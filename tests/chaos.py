@@ -68,7 +68,7 @@ TOKEN_FAULTS: tuple[Any, ...] = (
     Status(200, "nonsense"),
 )
 PLACES = ("/meta/connect", "/meta/connect", "/meta/connect", "/meta/handshake", "/meta/subscribe")
-NODE_FAULTS = ("cut before", "cut after", "truncate", "garble", "status")
+NODE_FAULTS = ("cut before", "cut after", "truncate", "replace", "status", "reply")
 #: Seconds after which a run counts as hung.
 LIMIT = 90.0
 
@@ -148,9 +148,20 @@ class Node:
         chance = self._rng.random()
         if chance < 0.8:
             kind, place = self._rng.choice(NODE_FAULTS), self._rng.choice(PLACES)
-            await self._server.fault(kind, on=place, status=503)
+            options: dict[str, Any] = (
+                {"reply": {"error": "403::Unknown client"}} if kind == "reply" else {}
+            )
+            await self._server.fault(kind, on=place, **options)
         else:
-            await self._server.call(self._rng.choice(("revoke", "expire", "cut", "disconnect")))
+            server = self._server
+            troubles = (
+                server.revoke,
+                server.expire,
+                server.restart,
+                server.reroute,
+                server.disconnect,
+            )
+            await self._rng.choice(troubles)()
 
     async def calm(self) -> None:
         """Let nothing more go wrong."""
