@@ -313,8 +313,12 @@ class NodeServer:
         await self.wait_until("held", count)
 
     async def check(self) -> None:
-        """Check that no client broke a rule of the protocol, and that the server's script is sound."""
-        for trouble in ("violations", "failures"):
+        """Check what should hold at the end of a test.
+
+        No client broke a rule of the protocol, every fault was met with, and the server's script did
+        not fail.
+        """
+        for trouble in ("violations", "failures", "unmet"):
             found = await self.call(trouble)
             assert not found, f"{trouble}: {found}"
         assert not self.process.errors, self.process.errors

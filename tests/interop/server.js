@@ -263,6 +263,7 @@ const commands = {
     requests: () => requests,
     violations: () => violations,
     failures: () => failures,
+    unmet: () => faults.list,
     wait,
 };
 
