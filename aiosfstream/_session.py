@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -54,6 +55,10 @@ MAX_RELOGINS: Final = 3
 MAX_STORAGE_ATTEMPTS: Final = 3
 #: An answer in less than this many seconds, without an event, is no long poll.
 HASTY: Final = 0.05
+
+
+#: ``ddd:args:message``, as the Bayeux specification writes errors.
+_ERROR_FORM: Final = re.compile(r"\d{3}:")
 
 
 class State(Enum):
@@ -750,8 +755,9 @@ class Session:
             self._policy.refused_initial * 2.0 ** min(self._refusals - 1, 40),
         )
         self._refused_wait = True
-        self._relogins = 0
         needs_token = isinstance(self.last_error, AuthenticationError)
+        # The log-in that follows is the one that an attempt may cost.
+        self._relogins = 1 if needs_token else 0
         self._enter(
             State.NO_TOKEN if needs_token else State.NO_SESSION, "the application asks again"
         )
@@ -1037,7 +1043,11 @@ def _answers(message: JsonObject, request: JsonObject) -> bool:
         return False
     if message.get("id") is not None:
         return str(message["id"]) == str(request["id"])
-    return any(name in message for name in ("successful", "error", "advice"))
+    if "successful" in message or "advice" in message:
+        return True
+    # A gateway may answer with an "error" of its own, in place of an answer with events in it.
+    error = message.get("error")
+    return isinstance(error, str) and _ERROR_FORM.match(error) is not None
 
 
 def _completed(message: JsonObject, request: JsonObject) -> JsonObject:

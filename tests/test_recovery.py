@@ -77,6 +77,7 @@ FAULTS: dict[str, tuple[Any, ...]] = {
     "a list of nonsense": (Garble(b"[1, null]"),),
     "a text": (Garble(b'"hello"'),),
     "not UTF-8": (Garble(b"\xff\xfe[]"),),
+    "a gateway's own error": (Garble(b'{"error": "Timed out"}'),),
     "no reply": (Garble(b'[{"channel":"/meta/unknown","successful":true}]'),),
     "HTTP 408": (Status(408),),
     "HTTP 429": (Status(429, headers={"Retry-After": "0"}),),

@@ -283,6 +283,8 @@ def test_the_reply_to_a_publish_may_have_data() -> None:
     [
         ({"successful": True}, True),
         ({"error": "403::Unknown client"}, True),
+        ({"error": "Timed out"}, False),
+        ({"error": 504}, False),
         ({"advice": {"reconnect": "handshake"}}, True),
         ({"id": 1, "successful": True}, True),
         ({"id": "1", "successful": True}, True),
