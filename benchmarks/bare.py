@@ -30,11 +30,11 @@ class BareClient:
     def __init__(self, url: str, loads: Callable[[bytes], Any] = json.loads) -> None:
         self._url = url + PATH
         self._loads = loads
-        self._client_id = ""
+        self.client_id = ""
         self._count = 0
         # A jar like the client's, since both have to carry the server's cookie.
         jar = aiohttp.CookieJar(unsafe=True, quote_cookie=False)
-        self._http = aiohttp.ClientSession(cookie_jar=jar)
+        self.http = aiohttp.ClientSession(cookie_jar=jar)
 
     async def __aenter__(self) -> BareClient:
         await self.open()
@@ -42,7 +42,7 @@ class BareClient:
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self._post({"channel": "/meta/disconnect"})
-        await self._http.close()
+        await self.http.close()
 
     async def open(self) -> None:
         """Handshake, connect and subscribe: the three requests that any client makes."""
@@ -54,7 +54,7 @@ class BareClient:
                 "ext": {"replay": True},
             }
         )
-        self._client_id = reply[0]["clientId"]
+        self.client_id = reply[0]["clientId"]
         await self.connect(advice={"timeout": 0})
         await self._post(
             {
@@ -72,15 +72,15 @@ class BareClient:
 
     def connect_body(self) -> bytes:
         """Encode a connect, for who sends it by other means."""
-        message = {"channel": "/meta/connect", "clientId": self._client_id, "id": "1"}
+        message = {"channel": "/meta/connect", "clientId": self.client_id, "id": "1"}
         return json.dumps([message]).encode()
 
     async def _post(self, message: dict[str, Any]) -> list[dict[str, Any]]:
         self._count += 1
         message["id"] = str(self._count)
-        if self._client_id:
-            message["clientId"] = self._client_id
-        async with self._http.post(
+        if self.client_id:
+            message["clientId"] = self.client_id
+        async with self.http.post(
             self._url, data=json.dumps([message]), headers=_HEADERS
         ) as response:
             messages: list[dict[str, Any]] = self._loads(await response.read())

@@ -109,7 +109,9 @@ class Server:
         connect: dict[str, Any] | None = None
         cookie = False
         for message in messages:
-            if message["channel"] == "/meta/connect":
+            if not self._is_known(message):
+                replies.append(_refusal(message))
+            elif message["channel"] == "/meta/connect":
                 connect = message
             else:
                 cookie = cookie or message["channel"] == "/meta/handshake"
@@ -118,6 +120,10 @@ class Server:
             connection.answer(b"[" + b",".join(replies) + b"]", cookie=cookie)
         else:
             self._connect(connection, connect, replies)
+
+    def _is_known(self, message: dict[str, Any]) -> bool:
+        # A disconnect may overtake a connect that was sent before it on another connection.
+        return message["channel"] == "/meta/handshake" or message.get("clientId") in self.sessions
 
     def _reply(self, message: dict[str, Any]) -> bytes:
         channel = message["channel"]
@@ -208,6 +214,18 @@ class Server:
         reply = _connect_reply(session.client_id, held.message_id)
         parts = [*held.replies, events, reply] if events else [*held.replies, reply]
         held.connection.answer(b"[" + b",".join(parts) + b"]")
+
+
+def _refusal(message: dict[str, Any]) -> bytes:
+    return json.dumps(
+        {
+            "channel": message["channel"],
+            "id": message.get("id"),
+            "successful": False,
+            "error": "403::Unknown client",
+            "advice": {"reconnect": "none", "interval": 0},
+        }
+    ).encode()
 
 
 def _connect_reply(client_id: str, message_id: str, advice: bytes = b"") -> bytes:

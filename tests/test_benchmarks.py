@@ -243,7 +243,7 @@ async def test_the_server_takes_a_body_in_chunks_as_node_sends_it() -> None:
                 yield body[:10]
                 yield body[10:]
 
-            async with client._http.post(server.url, data=in_pieces()) as response:
+            async with client.http.post(server.url, data=in_pieces()) as response:
                 messages = json.loads(await response.read())
             assert [message["channel"] for message in messages] == [
                 CHANNEL,
@@ -262,3 +262,13 @@ async def test_a_connect_without_events_is_held_for_a_while() -> None:
             messages = await soon(client.connect())
             assert watch.read()[0] >= 0.19
             assert [message["channel"] for message in messages] == ["/meta/connect"]
+
+
+async def test_a_connect_that_comes_behind_its_disconnect_is_refused() -> None:
+    with ServerProcess(Script(events=0)) as server:
+        async with BareClient(server.url) as client:
+            disconnect = [{"channel": "/meta/disconnect", "clientId": client.client_id, "id": "8"}]
+            async with client.http.post(server.url, json=disconnect) as response:
+                assert [reply["successful"] for reply in await response.json()] == [True]
+            (reply,) = await soon(client.connect())
+            assert (reply["successful"], reply["error"]) == (False, "403::Unknown client")
