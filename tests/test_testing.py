@@ -179,14 +179,13 @@ async def test_cookies_are_demanded(browser: Browser) -> None:
     assert "Authenticated user id does not match" in reply["error"]
 
 
-async def test_a_quoted_cookie_is_noticed(server: StreamingServer) -> None:
-    jar = aiohttp.CookieJar(unsafe=True)
-    async with aiohttp.ClientSession(cookie_jar=jar) as http:
-        browser = Browser(server, http)
-        await browser.shake_hands()
-        [reply] = await browser.connect()
-        assert reply["error"] == "403::Unknown client"
-        assert "routing cookie" in server.violations[0]
+async def test_a_quoted_cookie_is_noticed(server: StreamingServer, browser: Browser) -> None:
+    browser.http.cookie_jar.clear()
+    cookie = f'BAYEUX_BROWSER={server.sessions[0].cookie}; sfdc-stream="!//QiKCtgRz/8Ow+tEsT1ng="'
+    browser.http.headers["Cookie"] = cookie
+    [reply] = await browser.connect()
+    assert reply["error"] == "403::Unknown client"
+    assert "routing cookie" in server.violations[0]
 
 
 async def test_sessions_expire(server: StreamingServer, browser: Browser) -> None:
