@@ -25,6 +25,7 @@ from aiosfstream._session import (
 )
 from aiosfstream.events import ConnectionEvent, ConnectionEventKind
 from aiosfstream.exceptions import (
+    AiosfstreamException,
     AuthenticationError,
     ReplayError,
     ServerError,
@@ -911,6 +912,145 @@ def test_a_log_in_that_may_succeed_later_is_repeated(text: str, bound: float) ->
     assert bound / 2 < max(delays) <= bound
 
 
+TOKEN: Message = {"error": "401::Authentication invalid", "advice": {"reconnect": "none"}}
+BUSY: Message = {"error": "x", "ext": {"sfdc": {"failureReason": "503::Server is too busy."}}}
+COOKIE: Message = {"error": "400::no BAYEUX_BROWSER cookie present"}
+
+
+STAYS = None
+NO_SESSION, NO_TOKEN, STOPPED = State.NO_SESSION, State.NO_TOKEN, State.STOPPED
+HANDSHAKE_ADVICE = {"reconnect": "handshake"}
+DENIED = {"error": "403:denied_by_security_policy:create_denied", "advice": {"reconnect": "none"}}
+LIMIT = {"error": "403::Organization total events daily limit exceeded"}
+CONNECTIONS = {"error": "403::Organization concurrent user limit exceeded"}
+TRUE_CAUSE = {
+    "error": "403::Handshake denied",
+    "ext": {"sfdc": {"failureReason": "401::Authentication invalid"}},
+    "advice": {"reconnect": "none"},
+}
+
+#: What happens, and the state that it leads to: on a connect, on a handshake, on subscribing again,
+#: and beside the connect. A connect that is to be repeated waits as CONNECTING.
+FAILURES: list[tuple[Any, State, State, State | None, State | None]] = [
+    (failure(Trouble.NOT_SENT), State.CONNECTING, NO_SESSION, STAYS, STAYS),
+    (failure(Trouble.THROTTLED, 3.0), State.CONNECTING, NO_SESSION, STAYS, STAYS),
+    (failure(Trouble.LOST), NO_SESSION, NO_SESSION, NO_SESSION, NO_SESSION),
+    (failure(Trouble.REJECTED, status=404), STOPPED, STOPPED, STOPPED, STAYS),
+    (failure(Trouble.REDIRECTED, status=302), STOPPED, STOPPED, STOPPED, STAYS),
+    (failure(Trouble.UNAUTHORIZED, status=401), NO_TOKEN, NO_TOKEN, NO_TOKEN, NO_TOKEN),
+    (failure(Trouble.FORBIDDEN, status=403), NO_TOKEN, NO_TOKEN, NO_TOKEN, NO_TOKEN),
+    (TOKEN, NO_TOKEN, NO_TOKEN, NO_TOKEN, NO_TOKEN),
+    (TRUE_CAUSE, NO_TOKEN, NO_TOKEN, NO_TOKEN, NO_TOKEN),
+    (UNKNOWN, NO_SESSION, NO_SESSION, NO_SESSION, NO_SESSION),
+    ({"error": "402::session_unknown"}, NO_SESSION, NO_SESSION, NO_SESSION, NO_SESSION),
+    (COOKIE, NO_SESSION, NO_SESSION, NO_SESSION, NO_SESSION),
+    # Who subscribes is told that the server is busy; what holds the session waits until it is not.
+    (BUSY, NO_SESSION, NO_SESSION, NO_SESSION, STAYS),
+    ({**BUSY, "advice": {"reconnect": "none"}}, NO_SESSION, NO_SESSION, NO_SESSION, STAYS),
+    (CONNECTIONS, NO_SESSION, NO_SESSION, NO_SESSION, STAYS),
+    (LIMIT, NO_SESSION, NO_SESSION, STAYS, STAYS),
+    (DENIED, STOPPED, STOPPED, STAYS, STAYS),
+    ({"error": "500::x"}, State.CONNECTING, NO_SESSION, STAYS, STAYS),
+    ({"error": "500::x", "advice": HANDSHAKE_ADVICE}, NO_SESSION, NO_SESSION, STAYS, STAYS),
+    ({"error": "500::x", "advice": {"reconnect": "none"}}, STOPPED, STOPPED, STAYS, STAYS),
+    ({"error": "500::x", "advice": {"interval": -1}}, STOPPED, STOPPED, STAYS, STAYS),
+]
+
+
+@pytest.mark.parametrize(("outcome", "connect", "handshake", "resubscribe", "beside"), FAILURES)
+def test_where_each_failure_leads(
+    outcome: Any,
+    connect: State,
+    handshake: State,
+    resubscribe: State | None,
+    beside: State | None,
+) -> None:
+    table = Table().open(A)
+    table.session.connect_done(_as_result(table, outcome), table.session.epoch, 0, 1.0, 1.0)
+    assert table.session.state is connect
+
+    table = Table().open(A)
+    table.connect(**UNKNOWN)
+    table.session.handshake_done(_as_result(table, outcome), table.now)
+    assert table.session.state is handshake
+
+    table = Table().open(A, B)
+    table.connect(**UNKNOWN)
+    table.handshake()
+    subscription = table.session.next_to_resubscribe(table.now)
+    assert subscription is not None
+    result = _as_result(table, outcome)
+    table.session.resubscribe_done(subscription, result, table.now)
+    assert table.session.state is (resubscribe or State.RESUBSCRIBING)
+    # Only a refusal that concerns the channel alone costs the channel, and says so.
+    costs = resubscribe is STAYS and not isinstance(outcome, Failure)
+    assert (A not in table.session.subscriptions) is costs
+    assert len(table.session.errors) == costs
+
+    table = Table().open(A)
+    again = table.session.request_done(_as_result(table, outcome), table.session.epoch, 1.0)
+    assert table.session.state is (beside or State.CONNECTED)
+    # After a lost answer nobody knows whether the request was carried out, so it is not repeated.
+    lost = isinstance(outcome, Failure) and outcome.trouble is Trouble.LOST
+    assert again is (beside is not STAYS and not lost)
+
+
+@pytest.mark.parametrize("on_connect", [False, True])
+@pytest.mark.parametrize(
+    ("outcome", "makes_up"),
+    [
+        (failure(Trouble.NOT_SENT), None),
+        (failure(Trouble.LOST), None),
+        (failure(Trouble.THROTTLED), None),
+        (failure(Trouble.REJECTED), None),
+        (failure(Trouble.REDIRECTED), None),
+        ({"error": "500::x"}, None),
+        (BUSY, None),
+        (UNKNOWN, Action.HANDSHAKE),
+        (COOKIE, Action.HANDSHAKE),
+        (TOKEN, Action.AUTHENTICATE),
+        (failure(Trouble.UNAUTHORIZED, status=401), Action.AUTHENTICATE),
+        (failure(Trouble.FORBIDDEN, status=403), Action.AUTHENTICATE),
+    ],
+)
+def test_opening_makes_up_for_one_refused_token_and_one_lost_session(
+    outcome: Message | Failure, makes_up: Action | None, on_connect: bool
+) -> None:
+    table = Table()
+    session = table.session
+    for wanted in (makes_up, None):
+        if on_connect:
+            table.handshake()
+            session.connect_done(_as_result(table, outcome), session.epoch, 0, 1.0, 0.0)
+        else:
+            session.handshake_done(_as_result(table, outcome), 0.0)
+        step = session.next_step()
+        if wanted is None:
+            break
+        # At once, as somebody waits for it.
+        assert (step.action, step.delay) == (wanted, 0.0)
+        if wanted is Action.AUTHENTICATE:
+            session.authenticated(0.0)
+    assert step.action is Action.STOP
+    error = session.stop_error
+    if isinstance(outcome, Failure):
+        refused = outcome.status == 401
+        assert isinstance(error, AuthenticationError) if refused else error is outcome.error
+    elif outcome is TOKEN:
+        assert isinstance(error, AuthenticationError)
+        assert isinstance(error.__cause__, ServerError)
+    else:
+        assert isinstance(error, ServerError)
+    # Nobody observes a client that has not opened, but for a new token.
+    assert set(table.kinds()) <= {ConnectionEventKind.REAUTHENTICATED}
+
+
+def _as_result(table: Table, outcome: Message | Failure) -> Any:
+    if isinstance(outcome, Failure):
+        return outcome
+    return table.reply(table.session.connect_message(), **outcome)
+
+
 def test_opening_tells_that_the_new_token_is_refused() -> None:
     table = Table()
     table.handshake(error="403::Handshake denied", ext={"sfdc": {"failureReason": "401::x"}})
@@ -1026,3 +1166,74 @@ def test_a_channel_that_is_unsubscribed_while_it_is_subscribed_anew() -> None:
     table.session.subscribe_done(subscription, None)
     assert table.session.subscriptions == {}
     assert len(table.connect(event(A, 1))) == 1
+
+
+RESULTS = st.lists(
+    st.dictionaries(NAMES, JSON | CHANNELS, max_size=4)
+    | st.fixed_dictionaries(
+        {"successful": st.booleans()},
+        optional={
+            "clientId": st.sampled_from(["again", "", 5]),
+            "error": st.sampled_from(
+                ["401::x", "402::x", UNKNOWN["error"], INVALID_ID, "503::x", COOKIE["error"], 7]
+            ),
+            "advice": st.sampled_from([{"reconnect": "handshake"}, {"interval": 10**9}, []]),
+            "subscription": JSON,
+        },
+    ),
+    max_size=3,
+)
+
+
+@given(st.lists(RESULTS, max_size=30), st.booleans())
+def test_no_result_of_any_step_is_too_odd(results: list[list[Message]], opening: bool) -> None:
+    table = Table(fallback=-2) if opening else Table(fallback=-2).open(A, B)
+    session = table.session
+    for messages in results:
+        step = session.next_step()
+        assert 0.0 <= step.delay <= 900.0
+        table.now += 1.0 + step.delay
+        if step.action is Action.STOP:
+            assert session.stop_error is not None
+            break
+        take_step(table, step.action, messages)
+        assert len(session._tickets) == 0
+        assert all(isinstance(error, AiosfstreamException) for error in session.errors)
+        if session.established:
+            request = session.publish_message("/service/x", {})
+            _, reply = session.receive([dict(one) for one in messages], session.send(request))
+            session.request_done(reply or failure(Trouble.LOST), session.epoch, table.now)
+    # A channel is subscribed, or the application has been told that it is not.
+    told = {event.channel for event in table.events if event.error is not None}
+    assert opening or {A, B} <= told | session.subscriptions.keys()
+
+
+def take_step(table: Table, action: Action, messages: list[Message]) -> None:
+    """Take a step that is answered with *messages*."""
+    session = table.session
+    if action is Action.AUTHENTICATE:
+        session.authenticated(table.now)
+        return
+    if action is Action.PARK:
+        assert session.waits_for_credentials
+        session.unpark()
+        return
+    subscription = session.next_to_resubscribe(table.now) if action is Action.SUBSCRIBE else None
+    if action is Action.HANDSHAKE:
+        request = session.handshake_message(["long-polling"])
+    elif subscription is not None:
+        request = session.subscribe_message(subscription)
+        session.stamp(request, subscription)
+    elif action is Action.CONNECT:
+        request = session.connect_message()
+    else:
+        return
+    epoch = session.epoch
+    events, reply = session.receive([dict(one) for one in messages], session.send(request))
+    result = reply or failure(Trouble.LOST)
+    if action is Action.HANDSHAKE:
+        session.handshake_done(result, table.now)
+    elif subscription is not None:
+        session.resubscribe_done(subscription, result, table.now)
+    else:
+        session.connect_done(result, epoch, len(events), 0.5, table.now)
