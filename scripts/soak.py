@@ -29,9 +29,9 @@ from tests.chaos import CHANNELS, Ours
 from tests.support import FastClient, replay_id
 
 #: Events in a burst, and seconds between two bursts.
-BURST, PAUSE = 40, 0.02
-#: Events that the server retains for each channel.
-RETAINED = 5000
+BURST, PAUSE = 40, 0.05
+#: Events that the server retains for each channel: more than an outage takes, on a busy machine too.
+RETAINED = 20_000
 #: By how much the last third of the samples may exceed the second one.
 GROWTH = 1.05
 
