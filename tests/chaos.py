@@ -98,7 +98,7 @@ SHORT_HOLD = 0.1
 #: Seconds that a client waits for each phase of a request.
 PHASE = 0.3
 #: Seconds after which a run counts as hung.
-LIMIT = 90.0
+LIMIT = 60.0
 
 
 @dataclass
@@ -108,12 +108,15 @@ class Outcome:
     :ivar published: the replay ids of each channel, in order
     :ivar received: those that arrived
     :ivar told: the errors that the consumer got on the way
+    :ivar violations: what clients did that they must not do
+    :ivar hung: whether the run was ended because nothing more arrived
     """
 
     published: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in CHANNELS})
     received: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in CHANNELS})
     told: list[str] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
+    hung: bool = False
 
     @property
     def complete(self) -> bool:
@@ -251,7 +254,11 @@ async def run(seed: int, server: str = "ours", events: int = 1000) -> Outcome:
     rng = random.Random(seed)
     async with AsyncExitStack() as stack:
         drive = await (node if server == "node" else ours)(stack, rng)
-        outcome = await asyncio.wait_for(live(drive, rng, events), LIMIT)
+        outcome = Outcome()
+        try:
+            await asyncio.wait_for(live(drive, rng, events, outcome), LIMIT)
+        except asyncio.TimeoutError:
+            outcome.hung = True
         outcome.violations = await drive.violations()
         return outcome
 
@@ -300,9 +307,8 @@ def authenticator(drive: Drive) -> PasswordAuthenticator:
     return made
 
 
-async def live(drive: Drive, rng: random.Random, events: int) -> Outcome:
+async def live(drive: Drive, rng: random.Random, events: int, outcome: Outcome) -> None:
     """Publish, break, and receive until all has arrived."""
-    outcome = Outcome()
     first = dict(zip(CHANNELS, await drive.publish(*CHANNELS), strict=True))
     manual = rng.random() < 0.5
     policy = ReplayMarkerStoragePolicy.MANUAL if manual else ReplayMarkerStoragePolicy.AUTOMATIC
@@ -327,7 +333,6 @@ async def live(drive: Drive, rng: random.Random, events: int) -> Outcome:
             await farewell(client, drive, outcome)
         finally:
             publishing.cancel()
-    return outcome
 
 
 async def farewell(client: Client, drive: Drive, outcome: Outcome) -> None:
@@ -406,6 +411,7 @@ def judge(outcome: Outcome, again: str) -> None:
         lost = len(set(published) - set(received))
         doubled = len(received) - len(set(received))
         assert received == published, f"{channel}: {lost} lost, {doubled} twice; {again}"
+    assert not outcome.hung, f"all arrived, but the run did not end; {again}"
     assert outcome.violations == [], f"{outcome.violations}; {again}"
 
 
