@@ -18,7 +18,7 @@ CHANNEL = "/event/Low_Ink__e"
 
 
 async def main(url: str, state: str, output: str, policy: str) -> None:
-    """Append the replay id and the time of each event to a file, without any buffer in between."""
+    """Append process, replay id and time of each event to a file, without any buffer in between."""
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     storage = SQLiteStorage(state, default_id=ReplayOption.ALL_EVENTS)
     client = SalesforceStreamingClient(
@@ -32,7 +32,7 @@ async def main(url: str, state: str, output: str, policy: str) -> None:
     )
 
     def process(replay_id: int) -> None:
-        os.write(descriptor, f"{replay_id} {time.monotonic()}\n".encode())
+        os.write(descriptor, f"{os.getpid()} {replay_id} {time.monotonic()}\n".encode())
 
     async with client:
         await client.subscribe(CHANNEL)
