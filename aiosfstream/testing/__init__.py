@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ._bayeux import Session
 from ._faults import (
+    Alter,
+    Call,
     CutAfter,
     CutBefore,
     Delay,
@@ -24,12 +27,16 @@ from ._faults import (
     Status,
     Truncate,
 )
-from ._server import Credentials, Request, Session, StreamingServer
+from ._oauth import OAuth
+from ._requests import Request
+from ._server import Credentials, StreamingServer
 
 if TYPE_CHECKING:
     from .conformance import check_marker_storage
 
 __all__ = [
+    "Alter",
+    "Call",
     "Credentials",
     "CutAfter",
     "CutBefore",
@@ -39,6 +46,7 @@ __all__ = [
     "ForgetSession",
     "Garble",
     "Hang",
+    "OAuth",
     "OAuthError",
     "Redirect",
     "Refuse",

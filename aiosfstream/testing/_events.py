@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import random
 import uuid
+from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -26,6 +28,20 @@ class Refused(Exception):
     """A request that the server refuses, with the text of the error."""
 
 
+@dataclass(frozen=True)
+class Event:
+    """A stored event.
+
+    :ivar replay_id: its replay id
+    :ivar order: its place among the events of all channels
+    :ivar message: what is sent
+    """
+
+    replay_id: Any
+    order: int
+    message: dict[str, Any]
+
+
 @dataclass
 class Channel:
     """The stored events of one channel.
@@ -35,7 +51,7 @@ class Channel:
     :ivar positions: replay id -> number of the event
     """
 
-    events: list[dict[str, Any]] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     first: int = 0
     positions: dict[Any, int] = field(default_factory=dict)
 
@@ -47,9 +63,13 @@ class Channel:
     def discard(self, count: int) -> None:
         """Forget the oldest *count* events."""
         for event in self.events[:count]:
-            self.positions.pop(event["replay_id"], None)
+            self.positions.pop(event.replay_id, None)
         del self.events[:count]
         self.first += count
+
+    def after(self, order: int) -> int:
+        """Give the number of the first event behind a place among the events of all channels."""
+        return self.first + bisect_right(self.events, order, key=lambda event: event.order)
 
 
 class EventBus:
@@ -80,9 +100,7 @@ class EventBus:
         channel = self.channel(name)
         channel.positions[replay_id] = channel.end
         message = {"data": data, "channel": name}
-        channel.events.append(
-            {"replay_id": replay_id, "message": message, "order": next(self._order)}
-        )
+        channel.events.append(Event(replay_id, next(self._order), message))
 
     def start(self, subscription: str, replay: Any) -> int:
         """Find where a subscription starts.
@@ -92,7 +110,7 @@ class EventBus:
         :return: the number of the first event to send
         :raises Refused: if the id is not known or the map lacks the channel
         """
-        name = subscription.partition("?")[0]
+        name = channel_name(subscription)
         channel = self.channel(name)
         if not isinstance(replay, dict):
             return channel.end
@@ -108,12 +126,50 @@ class EventBus:
             return channel.positions[replay_id] + 1
         raise Refused(INVALID_REPLAY_ID.format(id=replay_id))
 
+    def has_events(self, cursors: dict[str, int]) -> bool:
+        """Say whether something is due, and move the cursors past what their filters hold back."""
+        for subscription, cursor in cursors.items():
+            event = next(self._due(subscription, cursor), None)
+            if event is not None:
+                return True
+            cursors[subscription] = self.channel(channel_name(subscription)).end
+        return False
+
+    def take(self, cursors: dict[str, int], limit: int) -> list[dict[str, Any]]:
+        """Take what is due, in order, each event once, and move the cursors behind it.
+
+        :param cursors: subscription -> number of the next event
+        :param limit: how many at the most
+        """
+        due: dict[int, dict[str, Any]] = {}
+        for subscription, cursor in cursors.items():
+            for event in itertools.islice(self._due(subscription, cursor), limit):
+                due[event.order] = event.message
+        orders = sorted(due)[:limit]
+        for subscription, cursor in cursors.items():
+            channel = self.channel(channel_name(subscription))
+            more = len(orders) == limit
+            cursors[subscription] = max(cursor, channel.after(orders[-1])) if more else channel.end
+        return [due[order] for order in orders]
+
+    def _due(self, subscription: str, cursor: int) -> Iterator[Event]:
+        channel = self.channel(channel_name(subscription))
+        for index in range(max(cursor - channel.first, 0), len(channel.events)):
+            if passes_filter(subscription, channel.events[index].message):
+                yield channel.events[index]
+
+
+def channel_name(subscription: str) -> str:
+    """Give the channel of a subscription: without the query of a filtered PushTopic."""
+    return subscription.partition("?")[0]
+
 
 def envelope(channel: str, payload: Any, replay_id: Any, date: datetime | None) -> dict[str, Any]:
     """Wrap a payload as Salesforce does for the kind of channel.
 
     :param channel: the channel
-    :param payload: the record's fields; text for a generic event
+    :param payload: the record's fields; text for a generic event. The fields of a
+        ``ChangeEventHeader`` in it replace those of the header.
     :param replay_id: the event's replay id
     :param date: when it was created; None: now
     :return: the ``data`` of the message
@@ -125,10 +181,10 @@ def envelope(channel: str, payload: Any, replay_id: Any, date: datetime | None) 
         return {"event": event, "sobject": payload}
     if channel.startswith("/u/"):
         return {"event": {"createdDate": text, "replayId": replay_id}, "payload": payload}
-    fields = payload if isinstance(payload, dict) else {"Value__c": payload}
+    fields = dict(payload) if isinstance(payload, dict) else {"Value__c": payload}
     if channel.startswith("/data/"):
         header = {
-            "entityName": channel.rpartition("/")[2].removesuffix("ChangeEvent") or "Account",
+            "entityName": entity_name(channel),
             "recordIds": ["001000000000001AAA"],
             "changeType": "CREATE",
             "changeOrigin": "com/salesforce/api/rest/66.0",
@@ -138,6 +194,7 @@ def envelope(channel: str, payload: Any, replay_id: Any, date: datetime | None) 
             "commitNumber": 92847272780,
             "commitUser": "005000000000001AAA",
             "changedFields": [],
+            **fields.pop("ChangeEventHeader", {}),
         }
         payload = {"ChangeEventHeader": header, **fields}
         return {
@@ -148,6 +205,15 @@ def envelope(channel: str, payload: Any, replay_id: Any, date: datetime | None) 
     payload = {"CreatedDate": text, "CreatedById": "005000000000001AAA", **fields}
     event = {"EventUuid": str(uuid.uuid4()), "replayId": replay_id}
     return {"schema": "dffQ2QLzDNHqwB8_sHMxdA", "payload": payload, "event": event}
+
+
+def entity_name(channel: str) -> str:
+    """Give the object whose changes a channel carries; one of several for those that carry more."""
+    name = channel.rpartition("/")[2]
+    if not name.endswith("ChangeEvent"):
+        return "Account"
+    entity = name.removesuffix("ChangeEvent")
+    return entity + "c" if entity.endswith("__") else entity
 
 
 def passes_filter(subscription: str, message: dict[str, Any]) -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._requests import Request
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,11 @@ class Delay(Fault):
     """Wait before the request is looked at.
 
     :ivar seconds: how long
+    :ivar after: wait with the answer instead, when what was asked for is done
     """
 
     seconds: float
+    after: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,12 +76,22 @@ class Hang(Fault):
 
 @dataclass(frozen=True)
 class CutBefore(Fault):
-    """Cut the connection without looking at the request."""
+    """Cut the connection without looking at the request.
+
+    :ivar reset: cut it with a TCP reset, instead of closing it
+    """
+
+    reset: bool = False
 
 
 @dataclass(frozen=True)
 class CutAfter(Fault):
-    """Do what is asked, then cut the connection: events in the answer count as delivered."""
+    """Do what is asked, then cut the connection: events in the answer count as delivered.
+
+    :ivar reset: cut it with a TCP reset, instead of closing it
+    """
+
+    reset: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +108,7 @@ class Truncate(Fault):
 class Garble(Fault):
     """Do what is asked, but answer with something else, with HTTP status 200.
 
-    :ivar body: what to answer with
+    :ivar body: what to answer with; it may be empty
     """
 
     body: bytes = b"<html><body>Please log in</body></html>"
@@ -104,9 +119,11 @@ class Redirect(Fault):
     """Send the client elsewhere.
 
     :ivar location: the URL
+    :ivar status: the HTTP status
     """
 
     location: str
+    status: int = 302
 
 
 @dataclass(frozen=True)
@@ -122,3 +139,24 @@ class ForgetSession(Fault):
 @dataclass(frozen=True)
 class RevokeTokens(Fault):
     """Revoke all access tokens first."""
+
+
+@dataclass(frozen=True)
+class Call(Fault):
+    """Call a function before the request is looked at, for whatever there is no fault for.
+
+    :ivar function: called with the request, in the server's thread; it must not block
+    """
+
+    function: Callable[[Request], object]
+
+
+@dataclass(frozen=True)
+class Alter(Fault):
+    """Change the answer: leave out fields, turn ids into numbers, add messages.
+
+    :ivar function: called with the answer as parsed from JSON, a list of messages or the object of
+        a token endpoint; gives what is sent in its place
+    """
+
+    function: Callable[[Any], Any]

@@ -22,24 +22,31 @@ class Denied(Exception):
 
 @dataclass
 class OAuth:
-    """Who may log in, and with what.
+    """Who may log in, and with what. All of it may be changed while the server runs.
 
+    :ivar consumer_key: the app's key, which is its client id as well
+    :ivar consumer_secret: the app's secret; the JWT flow and an authorization with PKCE do without
+    :ivar username: the user who logs in
+    :ivar password: the password with the security token
+    :ivar refresh_token: the refresh token that is valid
     :ivar rotate: whether each refresh gives a new refresh token and ends the old one
     :ivar public_key: verifies JWT assertions, PEM
     :ivar my_domain: whether the host is a My Domain; client credentials work on no other
+    :ivar tokens: the access tokens that are valid
+    :ivar codes: authorization code -> redirect URI and PKCE challenge
     """
 
     consumer_key: str = "consumer-key"
-    consumer_secret: str = "consumer-secret"
+    consumer_secret: str = field(default="consumer-secret", repr=False)
     username: str = "user@example.com"
-    password: str = "password-and-security-token"
-    refresh_token: str = "refresh-token-0"
+    password: str = field(default="password-and-security-token", repr=False)
+    refresh_token: str = field(default="refresh-token-0", repr=False)
     rotate: bool = False
     public_key: str | bytes | None = None
     my_domain: bool = True
-    tokens: set[str] = field(default_factory=set)
-    codes: dict[str, tuple[str, str]] = field(default_factory=dict)
-    _numbers: Any = field(default_factory=lambda: itertools.count(1))
+    tokens: set[str] = field(default_factory=set, repr=False)
+    codes: dict[str, tuple[str, str]] = field(default_factory=dict, repr=False)
+    _numbers: Any = field(default_factory=lambda: itertools.count(1), repr=False)
 
     def issue(self) -> str:
         """Make an access token that is valid."""
@@ -62,19 +69,20 @@ class OAuth:
         flow = flows.get(form.get("grant_type", ""))
         if flow is None:
             raise Denied("unsupported_grant_type", "grant type not supported")
-        extra = flow(form)
+        fields = flow(form)
         identity = f"{host_url}/id/00D000000000001AAA/005000000000001AAA"
-        issued_at = str(int(time.time() * 1000))
-        return {
+        answer = {
             "access_token": self.issue(),
             "instance_url": instance_url,
             "id": identity,
             "token_type": "Bearer",
-            "issued_at": issued_at,
-            "signature": self.sign(identity, issued_at),
-            "scope": "api refresh_token",
-            **extra,
+            **fields,
         }
+        # Nothing is signed where no secret is shared.
+        if flow != self._jwt:
+            issued_at = str(int(time.time() * 1000))
+            answer.update(issued_at=issued_at, signature=self.sign(identity, issued_at))
+        return answer
 
     def sign(self, identity: str, issued_at: str) -> str:
         """Sign an answer as Salesforce does."""
@@ -97,19 +105,25 @@ class OAuth:
         self._check_client(form)
         if form.get("refresh_token") != self.refresh_token:
             raise Denied("invalid_grant", "expired access/refresh token")
-        if not self.rotate:
-            return {}
-        self.refresh_token = f"refresh-token-{next(self._numbers)}"
-        return {"refresh_token": self.refresh_token}
+        fields = {"scope": "api refresh_token"}
+        if self.rotate:
+            self.refresh_token = f"refresh-token-{next(self._numbers)}"
+            fields["refresh_token"] = self.refresh_token
+        return fields
 
     def _client_credentials(self, form: Mapping[str, str]) -> dict[str, Any]:
         if not self.my_domain:
             raise Denied("invalid_grant", "request not supported on this domain")
         self._check_client(form)
-        return {}
+        return {"scope": "api"}
 
     def _jwt(self, form: Mapping[str, str]) -> dict[str, Any]:
-        import jwt
+        try:
+            import jwt
+        except ImportError as error:
+            raise RuntimeError(
+                "The test server verifies JWT assertions with PyJWT: pip install aiosfstream[jwt]"
+            ) from error
 
         if self.public_key is None:
             raise Denied("invalid_grant", "user hasn't approved this consumer")
@@ -131,7 +145,7 @@ class OAuth:
             raise Denied("invalid_client_id", "client identifier invalid")
         if claims["sub"] != self.username:
             raise Denied("invalid_grant", "user hasn't approved this consumer")
-        return {}
+        return {"scope": "id full"}
 
     def authorize(self, query: Mapping[str, str]) -> str:
         """Approve an authorization request at once.
@@ -145,9 +159,9 @@ class OAuth:
             raise Denied("invalid_request", "response_type=code and redirect_uri are required")
         code = f"code-{next(self._numbers)}"
         self.codes[code] = (query["redirect_uri"], query.get("code_challenge", ""))
-        return (
-            f"{query['redirect_uri']}?{urlencode({'code': code, 'state': query.get('state', '')})}"
-        )
+        separator = "&" if "?" in query["redirect_uri"] else "?"
+        answer = urlencode({"code": code, "state": query.get("state", "")})
+        return f"{query['redirect_uri']}{separator}{answer}"
 
     def _code(self, form: Mapping[str, str]) -> dict[str, Any]:
         redirect_uri, challenge = self.codes.pop(form.get("code", ""), ("", ""))
@@ -159,4 +173,8 @@ class OAuth:
             raise Denied("invalid_grant", "invalid code verifier")
         if form.get("client_id") != self.consumer_key:
             raise Denied("invalid_client_id", "client identifier invalid")
-        return {"refresh_token": self.refresh_token}
+        # Who has proved to be the one who asked needs no secret.
+        otherwise = self.consumer_secret if challenge else None
+        if form.get("client_secret", otherwise) != self.consumer_secret:
+            raise Denied("invalid_client", "invalid client credentials")
+        return {"refresh_token": self.refresh_token, "scope": "api refresh_token"}
