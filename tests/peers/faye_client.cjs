@@ -15,23 +15,24 @@ client.addExtension({
         }
         callback(message);
     },
+    // faye tells nobody but extensions of the replies to its goodbyes.
     incoming: (message, callback) => {
+        callback(message);
         if (message.channel === '/meta/handshake') {
             say('handshake', message.successful && message.ext.replay);
         } else if (message.channel === '/meta/unsubscribe') {
             say('unsubscribed', message.successful);
+            client.disconnect();
         } else if (message.channel === '/meta/disconnect') {
             say('disconnected', message.successful);
+            process.exit(0);
         }
-        callback(message);
     },
 });
 const subscription = client.subscribe(channel, (data) => {
     say('event', data.event.replayId);
     if (data.payload.Last__c) {
         subscription.cancel();
-        // faye tells nobody of the reply to its disconnect but the extension.
-        setTimeout(() => Promise.resolve(client.disconnect()).then(() => setTimeout(() => process.exit(0), 300)), 200);
     }
 });
 subscription.then(() => say('subscribed', true), (error) => say('subscribed', error.message));
