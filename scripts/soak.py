@@ -2,9 +2,11 @@
 
     python scripts/soak.py --minutes 60 --plot soak.png
 
-Publishes at a high rate on a test server, breaks something several times a second, and samples resident
-memory, tasks and open sockets. Ends with status 1 if an event is lost or repeated, or if memory, tasks or
-sockets grow. The plot needs matplotlib.
+A test server in a process of its own publishes at a high rate and breaks something twice a second or so:
+sessions and tokens end, connections are cut, answers are spoilt. This process has the client, and samples its
+own resident memory, tasks and open sockets. Ends with status 1 if an event is lost, repeated or out of order,
+if the client breaks a rule of the protocol, or if memory, tasks or sockets grow. Needs psutil, and matplotlib
+for the plot.
 """
 
 from __future__ import annotations
@@ -12,9 +14,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib
+import json
 import random
 import sys
 import time
+from collections import deque
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,17 +29,25 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from aiosfstream import AuthenticationError, TransportTimeoutError
+from aiosfstream import AuthenticationError, Client, PasswordAuthenticator, TransportTimeoutError
 from aiosfstream.testing import StreamingServer
-from tests.chaos import CHANNELS, Ours
-from tests.support import FastClient, replay_id
+from tests.chaos import CHANNELS, PHASE, SHORT_HOLD, Ours
+from tests.support import FastAuthClient, replay_id
 
 #: Events in a burst, and seconds between two bursts.
-BURST, PAUSE = 40, 0.05
-#: Events that the server retains for each channel: more than an outage takes, on a busy machine too.
+BURST, PAUSE = 40, 0.02
+#: How often something breaks with a burst.
+TROUBLE = 0.05
+#: Events that the server retains for each channel.
 RETAINED = 20_000
-#: By how much the last third of the samples may exceed the second one.
-GROWTH = 1.05
+#: By how much, and by how many MiB, tasks or sockets, the mean of the last third of the samples may exceed
+#: that of the second one.
+GROWTH, SLACK = 1.05, 1
+#: Seconds between two samples, and seconds after the end within which the last events arrive.
+PERIOD, GRACE = 2.0, 60.0
+#: This program, which serves as well.
+PROGRAM = str(Path(__file__).resolve())
+MEASURED = ("memory", "tasks", "sockets")
 
 
 @dataclass
@@ -54,22 +68,83 @@ class Samples:
     def grown(self) -> list[str]:
         """Give the names of what has grown from the second third to the last."""
         third = len(self.minutes) // 3
-        found = []
-        for name in ("memory", "tasks", "sockets"):
-            values = getattr(self, name)
-            before, after = values[third : 2 * third], values[2 * third :]
-            if before and mean(after) > mean(before) * GROWTH + 1:
-                found.append(name)
-        return found
+        if not third:
+            return []
+        return [
+            name
+            for name in MEASURED
+            if mean(getattr(self, name)[2 * third :])
+            > mean(getattr(self, name)[third : 2 * third]) * GROWTH + SLACK
+        ]
+
+
+@dataclass
+class Channel:
+    """Compares what was published with what arrived; either may be known first.
+
+    :ivar published: ids that have not arrived
+    :ivar received: ids that the server has not told of
+    """
+
+    published: deque[Any] = field(default_factory=deque)
+    received: deque[Any] = field(default_factory=deque)
+
+    def match(self) -> int:
+        """Forget what is in both.
+
+        :return: how many arrived that should not have, or not then
+        """
+        wrong = 0
+        while self.published and self.received:
+            one = self.received.popleft()
+            if one == self.published[0]:
+                self.published.popleft()
+            else:
+                wrong += 1
+        return wrong
 
 
 @dataclass
 class Counts:
-    """How far publishing and receiving have come; ids are compared and forgotten."""
+    """How far it has come.
 
-    waiting: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in CHANNELS})
+    :ivar channels: what is under way
+    :ivar received: how many events arrived
+    :ivar wrong: how many arrived twice or out of order
+    :ivar told: how many errors the consumer got
+    :ivar summary: what the server said at its end
+    """
+
+    channels: dict[str, Channel] = field(
+        default_factory=lambda: {name: Channel() for name in CHANNELS}
+    )
     received: int = 0
     wrong: int = 0
+    told: int = 0
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def settled(self) -> bool:
+        """Whether all that was published has arrived, and nothing else."""
+        return not any(one.published or one.received for one in self.channels.values())
+
+    @property
+    def lost(self) -> int:
+        """How many events are missing."""
+        return sum(len(one.published) for one in self.channels.values())
+
+    def take(self, message: dict[str, Any]) -> None:
+        """Note an event that arrived."""
+        channel = self.channels[message["channel"]]
+        channel.received.append(replay_id(message))
+        self.received += 1
+        self.wrong += channel.match()
+
+    def announce(self, events: Iterable[tuple[str, Any]]) -> None:
+        """Note events that were published."""
+        for name, one in events:
+            self.channels[name].published.append(one)
+            self.wrong += self.channels[name].match()
 
 
 def mean(values: list[float]) -> float:
@@ -77,71 +152,138 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-async def soak(minutes: float, seed: int) -> tuple[Samples, Counts, StreamingServer]:
-    """Run for so many minutes."""
+# The server's process
+
+
+def say(value: Any) -> None:
+    """Tell the client's process something."""
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+async def serve(minutes: float, seed: int) -> None:
+    """Publish and break for so many minutes, and serve until the client's process says that it is done."""
     rng = random.Random(seed)
-    samples, counts = Samples(), Counts()
-    end = time.monotonic() + minutes * 60
-    async with StreamingServer(advise_multiple_clients=False) as server:
+    server = StreamingServer(advise_multiple_clients=False, hold_timeout=SHORT_HOLD)
+    async with server:
         drive = Ours(server, rng)
-        first = dict(zip(CHANNELS, await drive.publish(*CHANNELS), strict=True))
-        client = FastClient(
-            **server.credentials, replay=first, request_timeout=1.0, connection_timeout=30.0
+        first = list(zip(CHANNELS, await drive.publish(*CHANNELS), strict=True))
+        say({"credentials": server.credentials, "first": first})
+        # Nobody is to start publishing before the client is there.
+        await asyncio.to_thread(sys.stdin.readline)
+        end, troubles = time.monotonic() + minutes * 60, 0
+        while time.monotonic() < end:
+            if rng.random() < TROUBLE:
+                troubles += 1
+                await drive.trouble()
+            channels = [rng.choice(CHANNELS) for _ in range(BURST)]
+            say(list(zip(channels, await drive.publish(*channels), strict=True)))
+            server.discard_events(keep=RETAINED)
+            await asyncio.sleep(PAUSE)
+        await drive.calm()
+        say(
+            {
+                "troubles": troubles,
+                "sessions": server.count("/meta/handshake"),
+                "log-ins": server.count("token"),
+                "violations": server.violations,
+            }
         )
-        async with client:
+        await asyncio.to_thread(sys.stdin.readline)
+
+
+# The client's process
+
+
+async def soak(minutes: float, seed: int) -> tuple[Samples, Counts]:
+    """Let a client live for so many minutes."""
+    samples, counts = Samples(), Counts()
+    command = (PROGRAM, "--serve", f"--minutes={minutes}", f"--seed={seed}")
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *command, stdin=pipe, stdout=pipe
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        hello = json.loads(await process.stdout.readline())
+        async with AsyncExitStack() as stack:
+            client = await stack.enter_async_context(make_client(hello))
             for channel in CHANNELS:
                 await client.subscribe(channel)
-            background = [
-                asyncio.create_task(publish(drive, server, rng, counts, end)),
-                asyncio.create_task(sample(samples, end)),
-            ]
-            while time.monotonic() < end or any(counts.waiting.values()):
-                if time.monotonic() > end + 60:
-                    break
+            process.stdin.write(b"go\n")
+            listening = asyncio.create_task(listen(process.stdout, counts))
+            sampling = asyncio.create_task(sample(samples))
+            while not listening.done():
                 await consume(client, counts)
-            await asyncio.gather(*background)
-    return samples, counts, server
+            await listening
+            await drain(client, counts)
+            sampling.cancel()
+        process.stdin.write(b"done\n")
+        await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return samples, counts
 
 
-async def consume(client: FastClient, counts: Counts) -> None:
-    """Receive for a while and compare."""
+def make_client(hello: dict[str, Any]) -> Client:
+    """Make a client that wastes no time on a server that hangs."""
+    authenticator = PasswordAuthenticator(**hello["credentials"])
+    authenticator.request_timeout = PHASE
+    return FastAuthClient(
+        authenticator,
+        replay=dict(hello["first"]),
+        request_timeout=PHASE,
+        connection_timeout=30.0,
+    )
+
+
+async def listen(reader: asyncio.StreamReader, counts: Counts) -> None:
+    """Note what the server tells, until its summary."""
+    while True:
+        line = await reader.readline()
+        if not line:
+            raise RuntimeError("The server's process has ended before its time.")
+        said = json.loads(line)
+        if isinstance(said, dict):
+            counts.summary = said
+            return
+        counts.announce((name, one) for name, one in said)
+
+
+async def consume(client: Client, counts: Counts) -> None:
+    """Receive an event; a failure is told and over with, as programs do it."""
     try:
-        message = await asyncio.wait_for(client.receive(), 1.0)
-    except (asyncio.TimeoutError, AuthenticationError, TransportTimeoutError):
-        return
-    waiting = counts.waiting[message["channel"]]
-    counts.received += 1
-    if waiting and waiting[0] == replay_id(message):
-        del waiting[0]
-    else:
-        counts.wrong += 1
+        counts.take(await asyncio.wait_for(client.receive(), 1.0))
+    except asyncio.TimeoutError:
+        pass
+    except (AuthenticationError, TransportTimeoutError):
+        counts.told += 1
 
 
-async def publish(
-    drive: Ours, server: StreamingServer, rng: random.Random, counts: Counts, end: float
-) -> None:
-    """Publish bursts, and break something with every twentieth."""
-    while time.monotonic() < end:
-        channels = [rng.choice(CHANNELS) for _ in range(BURST)]
-        if rng.random() < 0.05:
-            await drive.trouble()
-        for channel, one in zip(channels, await drive.publish(*channels), strict=True):
-            counts.waiting[channel].append(one)
-        server.discard_events(keep=RETAINED)
-        await asyncio.sleep(PAUSE)
-    await drive.calm()
+async def drain(client: Client, counts: Counts) -> None:
+    """Receive what is left, and what should not be there any more."""
+    deadline = time.monotonic() + GRACE
+    while not counts.settled and time.monotonic() < deadline:
+        await consume(client, counts)
+    await consume(client, counts)
 
 
-async def sample(samples: Samples, end: float) -> None:
-    """Measure every two seconds."""
+async def sample(samples: Samples) -> None:
+    """Measure until it is cancelled."""
     process = psutil.Process()
     started = time.monotonic()
-    while time.monotonic() < end:
+    while True:
         samples.minutes.append((time.monotonic() - started) / 60)
         samples.memory.append(process.memory_info().rss / 2**20)
         samples.tasks.append(float(len(asyncio.all_tasks())))
         samples.sockets.append(float(len(process.net_connections())))
-        await asyncio.sleep(2)
+        await asyncio.sleep(PERIOD)
+
+
+# The report
 
 
 def plot(samples: Samples, path: Path) -> None:
@@ -149,13 +291,35 @@ def plot(samples: Samples, path: Path) -> None:
     matplotlib: Any = importlib.import_module("matplotlib")
     matplotlib.use("Agg")
     plt: Any = importlib.import_module("matplotlib.pyplot")
-    figure, axes = plt.subplots(3, 1, sharex=True, figsize=(9, 7))
-    for axis, name in zip(axes, ("memory", "tasks", "sockets"), strict=True):
+    figure, axes = plt.subplots(len(MEASURED), 1, sharex=True, figsize=(9, 7))
+    for axis, name in zip(axes, MEASURED, strict=True):
         axis.plot(samples.minutes, getattr(samples, name))
         axis.set_ylabel("memory, MiB" if name == "memory" else name)
         axis.set_ylim(bottom=0)
     axes[-1].set_xlabel("minutes")
     figure.savefig(path)
+
+
+def report(samples: Samples, counts: Counts) -> bool:
+    """Print what came of it.
+
+    :return: whether all is well
+    """
+    surplus = counts.wrong + sum(len(one.received) for one in counts.channels.values())
+    seconds = samples.minutes[-1] * 60
+    print(f"{counts.received} events in {seconds:.0f} s, {counts.received / seconds:.0f} a second")
+    print(f"{counts.lost} lost, {surplus} repeated or out of order")
+    print(", ".join(f"{name}: {value}" for name, value in counts.summary.items()))
+    print(f"errors that the consumer got: {counts.told}")
+    third = len(samples.minutes) // 3
+    for name in MEASURED:
+        values = getattr(samples, name)
+        middle, last = mean(values[third : 2 * third]), mean(values[2 * third :])
+        print(f"{name}: mean {middle:.1f}, then {last:.1f}; at most {max(values):.1f}")
+    grown = samples.grown()
+    if grown:
+        print(f"has grown: {', '.join(grown)}")
+    return not (grown or counts.lost or surplus or counts.summary["violations"])
 
 
 def main() -> int:
@@ -164,20 +328,18 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", type=Path, help="write a PNG")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    samples, counts, server = asyncio.run(soak(options.minutes, options.seed))
-    lost = sum(map(len, counts.waiting.values()))
-    print(f"{counts.received} events, {lost} lost, {counts.wrong} repeated or out of order")
-    print(f"{server.count('/meta/handshake')} sessions, {server.count('token')} log-ins")
-    for name in ("memory", "tasks", "sockets"):
-        values = getattr(samples, name)
-        print(f"{name}: {values[len(values) // 3]:.1f} at a third, {values[-1]:.1f} at the end")
+    if options.serve:
+        asyncio.run(serve(options.minutes, options.seed))
+        return 0
+    samples, counts = asyncio.run(soak(options.minutes, options.seed))
+    if len(samples.minutes) < len(MEASURED):
+        print("too short to say anything")
+        return 1
     if options.plot is not None:
         plot(samples, options.plot)
-    grown = samples.grown()
-    if grown:
-        print(f"has grown: {', '.join(grown)}")
-    return 1 if grown or lost or counts.wrong else 0
+    return 0 if report(samples, counts) else 1
 
 
 if __name__ == "__main__":
