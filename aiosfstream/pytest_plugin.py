@@ -6,16 +6,25 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from .testing import StreamingServer
 
+#: Seconds that starting or stopping must not take.
+PATIENCE = 10
+
 
 @pytest.fixture
-def salesforce_server() -> Iterator[StreamingServer]:
+def salesforce_server_options() -> dict[str, Any]:
+    """Give the arguments of ``salesforce_server``; override it to have others than the defaults."""
+    return {}
+
+
+@pytest.fixture
+def salesforce_server(salesforce_server_options: dict[str, Any]) -> Iterator[StreamingServer]:
     """Give a Salesforce-like org on loopback, new for each test.
 
     It runs in a thread of its own, so it serves synchronous tests and those of any asyncio plugin
@@ -24,12 +33,11 @@ def salesforce_server() -> Iterator[StreamingServer]:
     from .testing import StreamingServer
 
     started: Future[StreamingServer] = Future()
+    stop: Future[None] = Future()
     ended: Future[None] = Future()
 
-    stop: Future[None] = Future()
-
     async def serve() -> None:
-        async with StreamingServer() as server:
+        async with StreamingServer(**salesforce_server_options) as server:
             started.set_result(server)
             await asyncio.wrap_future(stop)
 
@@ -43,8 +51,8 @@ def salesforce_server() -> Iterator[StreamingServer]:
 
     thread = threading.Thread(target=run, name="salesforce_server", daemon=True)
     thread.start()
-    server = started.result(10)
+    server = started.result(PATIENCE)
     yield server
     stop.set_result(None)
-    thread.join(10)
-    ended.result(10)
+    ended.result(PATIENCE)
+    thread.join(PATIENCE)

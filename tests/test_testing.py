@@ -6,33 +6,52 @@ import asyncio
 import base64
 import hashlib
 import json
+import socket
+import ssl
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
 import jwt
 import pytest
+import trustme
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from yarl import URL
 
 from aiosfstream.testing import (
+    Alter,
+    Call,
+    CutAfter,
     CutBefore,
     Delay,
     Duplicate,
     Fault,
+    ForgetSession,
+    Garble,
+    Hang,
+    OAuthError,
     Redirect,
     Refuse,
+    Request,
+    RevokeTokens,
+    Status,
     StreamingServer,
     Truncate,
 )
 from tests.support import CHANGE, EVENT, GENERIC, TOPIC, soon
 
-pytest_plugins = ["pytester"]
-
 Message = dict[str, Any]
+
+#: Seconds that are long enough for something to happen meanwhile.
+NOTICED = 0.1
 
 
 class Browser:
@@ -143,6 +162,7 @@ async def test_the_handshake(browser: Browser) -> None:
     [
         ("/cometd/36.0", "400::Unsupported API version"),
         ("/cometd/", "400::API version in the URI is mandatory"),
+        ("/cometd/66", "400::API version in the URI is mandatory"),
         ("/cometd/66.0/", None),
         ("/cometd/66.0/handshake", None),
     ],
@@ -152,6 +172,13 @@ async def test_api_versions(browser: Browser, path: str, error: str | None) -> N
     reply = await browser.shake_hands()
     assert reply["successful"] is (error is None)
     assert reply.get("error", "").startswith(error or "")
+    assert browser.server.requests[-1].status == (200 if error is None else 400)
+
+
+@pytest.mark.parametrize("path", ["//cometd/66.0", "/other", "/cometdx", "//services/oauth2/token"])
+async def test_other_paths_lead_nowhere(browser: Browser, path: str) -> None:
+    async with browser.http.post(browser.server.url + path, json=[]) as answer:
+        assert answer.status == 404
 
 
 async def test_a_refused_token(browser: Browser) -> None:
@@ -164,6 +191,19 @@ async def test_a_refused_token(browser: Browser) -> None:
         browser.server.url + browser.path, json=[{"channel": "/meta/connect"}]
     ) as answer:
         assert answer.status == 401
+
+
+async def test_a_token_that_is_revoked_while_a_connect_is_held(
+    server: StreamingServer, browser: Browser
+) -> None:
+    held = asyncio.create_task(browser.connect(advice=None))
+    await server.wait_for(lambda server: server.held_connects)
+    server.revoke_tokens()
+    # Another token that is valid by now helps this connect nothing.
+    browser.token = server.new_access_token()
+    [reply] = await soon(held)
+    assert reply["error"] == "401::Authentication invalid"
+    assert (await browser.connect())[0]["successful"]
 
 
 async def test_cookies_are_demanded(browser: Browser) -> None:
@@ -188,6 +228,51 @@ async def test_a_quoted_cookie_is_noticed(server: StreamingServer, browser: Brow
     assert "routing cookie" in server.violations[0]
 
 
+async def test_the_routing_cookie_is_demanded(server: StreamingServer, browser: Browser) -> None:
+    cookies = {"BAYEUX_BROWSER": server.sessions[0].cookie}
+    browser.http.cookie_jar.clear()
+    browser.http.cookie_jar.update_cookies(cookies, URL(server.url))
+    [reply] = await browser.connect()
+    assert reply["error"] == "403::Unknown client"
+    assert server.violations == ["the routing cookie did not come back"]
+
+
+async def test_another_server_sets_another_routing_cookie(
+    server: StreamingServer, browser: Browser
+) -> None:
+    server.expire_sessions()
+    [reply] = await browser.connect()
+    assert reply["error"] == "403::Unknown client"
+    await browser.shake_hands()
+    assert (await browser.connect())[0]["successful"]
+    sent = [request.headers["Cookie"] for request in server.requests if "Cookie" in request.headers]
+    routes = [cookie.partition("sfdc-stream=")[2].partition(";")[0] for cookie in sent]
+    # Already the refusal brings the new one, so the handshake comes with it.
+    assert routes[0] != routes[1] == routes[2]
+    assert server.violations == []
+
+
+async def test_cookies_are_secure_where_tls_is(http: aiohttp.ClientSession) -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    async with StreamingServer(ssl_context=context) as server:
+        assert server.url.startswith("https://127.0.0.1:")
+        url, token = f"{server.url}/cometd/66.0", server.new_access_token()
+        body = [{"channel": "/meta/handshake", "supportedConnectionTypes": ["long-polling"]}]
+        for turn in range(2):
+            async with http.post(
+                url, json=body, ssl=trusting, headers={"Authorization": f"Bearer {token}"}
+            ) as answer:
+                cookies = answer.headers.getall("Set-Cookie")
+            assert [cookie.endswith("; Secure") for cookie in cookies] == [True, True]
+            assert ["; HttpOnly" in cookie for cookie in cookies] == [True, False]
+            if turn == 0:
+                await server.restart()
+
+
 async def test_sessions_expire(server: StreamingServer, browser: Browser) -> None:
     server.session_timeout = 0.02
     await server.wait_for(lambda server: not server.sessions)
@@ -200,6 +285,39 @@ async def test_two_sessions_with_one_cookie(browser: Browser) -> None:
     [reply] = await browser.connect()
     assert reply["advice"]["multiple-clients"] is True
     assert reply["advice"]["interval"] == 2000
+
+
+async def test_too_many_clients(browser: Browser) -> None:
+    browser.server.max_clients = 1
+    reply = await browser.shake_hands()
+    reason = reply["ext"]["sfdc"]["failureReason"]
+    assert reason == "403::Organization concurrent user limit exceeded"
+
+
+async def test_messages_without_a_handshake(server: StreamingServer, browser: Browser) -> None:
+    browser.client_id = ""
+    reply = await browser.subscribe(EVENT)
+    assert reply["error"] == "403::Client has not completed handshake"
+    assert server.violations == ["a message without the client id of a handshake"]
+
+
+async def test_a_connect_whose_socket_died_is_no_second_one(
+    server: StreamingServer, browser: Browser
+) -> None:
+    first = asyncio.create_task(browser.connect(advice=None))
+    await server.wait_for(lambda server: server.held_connects)
+    first.cancel()
+    assert (await browser.connect())[0]["successful"]
+    assert server.violations == []
+
+
+async def test_a_request_beside_a_handshake(server: StreamingServer, browser: Browser) -> None:
+    server.add_fault(Delay(NOTICED), on="/meta/handshake")
+    shaking = asyncio.create_task(browser.send("/meta/handshake"))
+    await server.wait_for(lambda server: server.count("/meta/handshake") == 2)
+    await browser.connect()
+    assert server.violations == ["a request beside a handshake"]
+    await soon(shaking)
 
 
 async def test_a_held_connect(server: StreamingServer, browser: Browser) -> None:
@@ -252,6 +370,71 @@ async def test_an_unasked_disconnect(
     assert reply["advice"]["reconnect"] == reconnect
 
 
+async def test_an_unasked_disconnect_waits_for_a_connect(
+    server: StreamingServer, browser: Browser
+) -> None:
+    server.disconnect_clients("none")
+    assert server.sessions == []
+    assert (await browser.subscribe(EVENT))["error"] == "403::Unknown client"
+    goodbye, reply = await browser.connect(advice=None)
+    assert (goodbye["channel"], reply["advice"]["reconnect"]) == ("/meta/disconnect", "none")
+    [reply] = await browser.connect()
+    assert (reply["error"], reply["advice"]["reconnect"]) == ("403::Unknown client", "handshake")
+
+
+async def test_events_for_a_dead_socket_are_lost(server: StreamingServer, browser: Browser) -> None:
+    start = server.publish(EVENT)
+    await browser.subscribe(EVENT)
+    held = asyncio.create_task(browser.connect(advice=None))
+    await server.wait_for(lambda server: server.held_connects)
+    held.cancel()
+    lost = server.publish(EVENT)
+    await server.wait_for(lambda server: not server.held_connects)
+    [reply] = await browser.connect()
+    assert reply["successful"]
+    await browser.subscribe(EVENT, {EVENT: start})
+    event, _ = await browser.connect()
+    assert event["data"]["event"]["replayId"] == lost
+
+
+async def test_a_filtered_push_topic(server: StreamingServer, browser: Browser) -> None:
+    filtered = f"{TOPIC}?Status__c='Open'&Owner__c=Ann"
+    reply = await browser.subscribe(filtered, {filtered: -2})
+    assert f"channel {{{filtered}}} wasn't found" in reply["error"]
+    assert (await browser.subscribe(filtered, {TOPIC: -2}))["successful"]
+    held = asyncio.create_task(browser.connect(advice=None))
+    await server.wait_for(lambda server: server.held_connects)
+    server.publish(TOPIC, {"Status__c": "Closed", "Owner__c": "Bob"})
+    await browser.subscribe(EVENT)
+    assert server.held_connects == 1, "an event that is held back ends no connect"
+    server.publish_many(
+        [(TOPIC, {"Status__c": "Open", "N": 1}), (TOPIC, {"Owner__c": "Ann", "N": 2})]
+    )
+    *events, _ = await soon(held)
+    assert [event["data"]["sobject"]["N"] for event in events] == [1, 2]
+    assert {event["channel"] for event in events} == {TOPIC}
+
+
+async def test_an_event_comes_once_for_several_subscriptions(browser: Browser) -> None:
+    await browser.subscribe(TOPIC)
+    await browser.subscribe(f"{TOPIC}?A=1")
+    browser.server.publish(TOPIC, {"A": 1})
+    assert len(await browser.connect()) == 2
+    assert len(await browser.connect()) == 1
+
+
+async def test_text_replay_ids(http: aiohttp.ClientSession) -> None:
+    async with StreamingServer(text_replay_ids=True) as server:
+        browser = Browser(server, http)
+        await browser.shake_hands()
+        first, second = server.publish(EVENT), server.publish(EVENT)
+        assert isinstance(first, str)
+        assert "was invalid" in (await browser.subscribe(EVENT, {EVENT: int(first)}))["error"]
+        assert (await browser.subscribe(EVENT, {EVENT: first}))["successful"]
+        event, _ = await browser.connect()
+        assert event["data"]["event"]["replayId"] == second
+
+
 async def test_replay(server: StreamingServer, browser: Browser) -> None:
     ids = [server.publish(EVENT) for _ in range(3)]
     assert ids == sorted(set(ids))
@@ -276,7 +459,10 @@ async def test_refused_subscriptions(server: StreamingServer, browser: Browser) 
     assert "leading '/'" in (await browser.subscribe("x"))["error"]
     server.deny(EVENT, "403::Restricted channel")
     assert (await browser.subscribe(EVENT))["error"] == "403::Restricted channel"
+    assert (await browser.subscribe(f"{EVENT}?A=1"))["error"] == "403::Restricted channel"
     server.allow(EVENT)
+    wildcard = await browser.subscribe("/event/**")
+    assert wildcard["error"] == "403:denied_by_security_policy:create_denied"
     server.limit_channels(TOPIC)
     assert "doesn't exist" in (await browser.subscribe(EVENT))["error"]
     assert (await browser.subscribe(TOPIC))["successful"]
@@ -294,9 +480,84 @@ async def test_other_refusals(server: StreamingServer, browser: Browser) -> None
     for body, status in ((b"x" * 40_000, 413), (b"nonsense", 400), (b"[1]", 400)):
         async with browser.http.post(server.url + browser.path, data=body) as answer:
             assert answer.status == status
-    async with browser.http.post(f"{server.url}{browser.path}?access_token=x", json={}) as answer:
-        pass
-    assert "a CometD request has a query string" in server.violations
+
+
+@pytest.mark.parametrize(
+    ("request_", "violation"),
+    [
+        ({"params": {"access_token": "x"}}, "a CometD request has a query string"),
+        ({"json": {"channel": "/meta/connect"}}, "a request body is a lone message, not an array"),
+        ({"json": [{"id": "1"}]}, "a request body is no JSON array of messages"),
+        ({"data": b"nonsense"}, "a request body is no JSON array of messages"),
+        ({"method": "GET"}, "a CometD request is no POST"),
+        (
+            {"data": b"[]", "headers": {"Content-Type": "text/plain"}},
+            "a CometD request's type is text/plain",
+        ),
+    ],
+)
+async def test_odd_requests_are_noticed(
+    browser: Browser, request_: dict[str, Any], violation: str
+) -> None:
+    options = {"method": "POST", **request_}
+    if not {"json", "data"} & set(options):
+        options["json"] = [{"channel": "/meta/connect", "clientId": browser.client_id}]
+    async with browser.http.request(url=browser.server.url + browser.path, **options) as answer:
+        assert answer.status in (200, 400)
+    assert violation in browser.server.violations
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+META = [f"/meta/{name}" for name in ("handshake", "connect", "subscribe", "unsubscribe")]
+ODD_MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"channel": st.sampled_from(META) | JSON},
+        optional={
+            "id": JSON,
+            "clientId": st.just("client2") | JSON,
+            "connectionType": st.just("long-polling") | JSON,
+            "supportedConnectionTypes": st.just(["long-polling"]) | JSON,
+            "subscription": st.just(EVENT) | JSON,
+            "ext": st.fixed_dictionaries({"replay": JSON | st.dictionaries(st.just(EVENT), JSON)})
+            | JSON,
+            "advice": st.fixed_dictionaries({"timeout": JSON}) | JSON,
+        },
+    ),
+    max_size=3,
+)
+
+
+@given(body=JSON | ODD_MESSAGES)
+@settings(max_examples=60)
+def test_no_body_breaks_it(body: Any) -> None:
+    async def run() -> None:
+        jar = aiohttp.CookieJar(quote_cookie=False, unsafe=True)
+        async with (
+            StreamingServer(hold_timeout=0.001) as server,
+            aiohttp.ClientSession(cookie_jar=jar) as http,
+        ):
+            browser = Browser(server, http)
+            await browser.shake_hands()
+            assert browser.client_id == "client2"
+            headers = {
+                "Authorization": f"Bearer {browser.token}",
+                "Content-Type": "application/json",
+            }
+            async with http.post(
+                server.url + browser.path, data=json.dumps(body), headers=headers
+            ) as answer:
+                assert answer.status in (200, 400)
+                if answer.status == 200:
+                    replies = await answer.json()
+                    assert len(replies) == (1 if isinstance(body, dict) else len(body))
+
+    asyncio.run(run())
 
 
 async def test_the_envelopes(server: StreamingServer, browser: Browser) -> None:
@@ -316,6 +577,32 @@ async def test_the_envelopes(server: StreamingServer, browser: Browser) -> None:
     header = change["data"]["payload"]["ChangeEventHeader"]
     assert (header["entityName"], type(header["commitTimestamp"])) == ("Account", int)
     assert other["data"]["payload"]["Value__c"] == "text"
+
+
+async def test_the_header_of_a_change_event(browser: Browser) -> None:
+    header = {"changeType": "DELETE", "recordIds": ["001x"]}
+    for channel, entity in (
+        ("/data/Employee__ChangeEvent", "Employee__c"),
+        ("/data/ChangeEvents", "Account"),
+        ("/data/Sales__chn", "Account"),
+    ):
+        await browser.subscribe(channel)
+        browser.server.publish(channel, {"ChangeEventHeader": header})
+        change, _ = await browser.connect()
+        found = change["data"]["payload"]["ChangeEventHeader"]
+        assert (found["changeType"], found["recordIds"]) == ("DELETE", ["001x"])
+        assert (found["entityName"], found["sequenceNumber"]) == (entity, 1)
+
+
+async def test_equal_replay_ids_are_all_delivered(http: aiohttp.ClientSession) -> None:
+    async with StreamingServer(max_batch=1) as server:
+        browser = Browser(server, http)
+        await browser.shake_hands()
+        await browser.subscribe(EVENT)
+        for number in range(3):
+            server.publish_data(EVENT, {"number": number}, replay_id=5)
+        numbers = [(await browser.connect())[0]["data"]["number"] for _ in range(3)]
+        assert numbers == [0, 1, 2]
 
 
 async def test_large_backlogs_come_in_batches(http: aiohttp.ClientSession) -> None:
@@ -367,6 +654,134 @@ async def test_events_twice_and_lost_answers(server: StreamingServer, browser: B
     assert len(await browser.connect()) == 1
 
 
+@pytest.mark.parametrize(
+    ("fault", "is_lost"),
+    [
+        (CutAfter(), True),
+        (CutAfter(reset=True), True),
+        (Truncate(5), True),
+        (Truncate(), True),
+        (Garble(), True),
+        (Garble(b""), True),
+        (CutBefore(), False),
+        (CutBefore(reset=True), False),
+        (Status(503), False),
+        (Status(502, b"[]", {"Retry-After": "1"}, "application/json"), False),
+        (Redirect("/elsewhere", 307), False),
+        (Refuse("500::x"), False),
+    ],
+)
+async def test_what_is_lost_with_an_answer(
+    server: StreamingServer, browser: Browser, fault: Fault, is_lost: bool
+) -> None:
+    await browser.subscribe(EVENT)
+    wanted = server.publish(EVENT)
+    server.add_fault(fault, on="/meta/connect")
+    body = [
+        {
+            "channel": "/meta/connect",
+            "clientId": browser.client_id,
+            "connectionType": "long-polling",
+            "advice": {"timeout": 0},
+        }
+    ]
+    headers = {"Authorization": f"Bearer {browser.token}"}
+    with suppress(aiohttp.ClientError):
+        async with browser.http.post(
+            server.url + browser.path, json=body, headers=headers, allow_redirects=False
+        ) as answer:
+            assert "replayId" not in await answer.text()
+    *events, reply = await browser.connect()
+    assert reply["successful"]
+    assert [event["data"]["event"]["replayId"] for event in events] == ([] if is_lost else [wanted])
+    assert len(server.replay_ids(EVENT)) == 1
+
+
+@pytest.mark.parametrize("fault", [CutBefore, CutAfter])
+async def test_closing_and_resetting(
+    server: StreamingServer, browser: Browser, fault: type[CutBefore | CutAfter]
+) -> None:
+    server.add_fault(fault())
+    with pytest.raises(aiohttp.ServerDisconnectedError):
+        await browser.connect()
+    server.add_fault(fault(reset=True))
+    with pytest.raises(aiohttp.ClientOSError, match="reset"):
+        await browser.connect()
+    statuses = [request.status for request in server.requests[-2:]]
+    assert statuses == [None, None]
+
+
+async def test_cutting_held_connects(server: StreamingServer, browser: Browser) -> None:
+    held = asyncio.create_task(browser.connect(advice=None))
+    await server.wait_for(lambda server: server.held_connects)
+    server.cut_connections()
+    with pytest.raises(aiohttp.ClientOSError, match="reset"):
+        await soon(held)
+
+
+async def test_late_answers(server: StreamingServer, browser: Browser) -> None:
+    server.add_fault(Delay(NOTICED, after=True), on="/meta/subscribe")
+    started = time.monotonic()
+    late = asyncio.create_task(browser.subscribe(EVENT))
+    await server.wait_for(lambda server: EVENT in server.subscriptions)
+    assert not late.done()
+    assert (await soon(late))["successful"]
+    server.add_fault(Delay(NOTICED), on="/meta/unsubscribe")
+    late_too = asyncio.create_task(browser.send("/meta/unsubscribe", subscription=EVENT))
+    await server.wait_for(lambda server: server.count("/meta/unsubscribe"))
+    assert EVENT in server.subscriptions
+    await soon(late_too)
+    assert time.monotonic() - started >= 2 * NOTICED - 0.01
+
+
+async def test_a_request_that_hangs_ends_with_the_server(http: aiohttp.ClientSession) -> None:
+    async with StreamingServer() as server:
+        server.add_fault(Hang())
+        hanging = asyncio.create_task(http.post(f"{server.url}/services/oauth2/token"))
+        await server.wait_for(lambda server: server.count("token"))
+    with pytest.raises(aiohttp.ClientError):
+        await soon(hanging)
+
+
+async def test_functions_as_faults(server: StreamingServer, browser: Browser) -> None:
+    seen: list[Request] = []
+    server.add_fault(Call(seen.append), Call(lambda _: server.publish(EVENT)), on="/meta/connect")
+    await browser.subscribe(EVENT)
+    assert len(await browser.connect()) == 2
+    assert [(request.channel, request.client_id) for request in seen] == [
+        ("/meta/connect", browser.client_id)
+    ]
+
+    def without_ids(replies: list[Message]) -> list[Message]:
+        return [{**reply, "id": 5} for reply in replies]
+
+    server.add_fault(Alter(without_ids), on="/meta/connect")
+    assert [reply["id"] for reply in await browser.connect()] == [5]
+    server.add_fault(Alter(lambda reply: {**reply, "token_type": None}), on="token")
+    _, token = await ask(server, browser.http, grant_type="client_credentials")
+    assert (token["token_type"], token["scope"]) == (None, "api")
+
+
+async def test_losing_the_session_or_the_token_of_a_request(
+    server: StreamingServer, browser: Browser
+) -> None:
+    server.add_fault(ForgetSession())
+    assert (await browser.connect())[0]["error"] == "403::Unknown client"
+    server.add_fault(RevokeTokens())
+    assert (await browser.connect())[0]["error"] == "401::Authentication invalid"
+    server.add_fault(OAuthError("inactive_user", "user is inactive", 401), on="token")
+    status, reply = await ask(server, browser.http, grant_type="client_credentials")
+    assert (status, reply["error"]) == (401, "inactive_user")
+
+
+async def test_each_message_is_refused(server: StreamingServer, browser: Browser) -> None:
+    server.add_fault(Refuse("500::x"))
+    client_id = browser.client_id
+    body = [{"channel": "/a", "id": number, "clientId": client_id} for number in (1, "2")]
+    wanted = {"channel": "/a", "clientId": client_id, "successful": False, "error": "500::x"}
+    assert await browser.post(body) == [{**wanted, "id": 1}, {**wanted, "id": "2"}]
+
+
 async def test_an_unknown_fault_does_nothing(server: StreamingServer, browser: Browser) -> None:
     server.add_fault(Fault())
     assert (await browser.connect())[0]["successful"]
@@ -382,6 +797,47 @@ async def test_going_down_and_up_again(server: StreamingServer, browser: Browser
     assert (await browser.connect())[0]["error"] == "403::Unknown client"
 
 
+async def test_pausing_takes_effect_at_once(server: StreamingServer) -> None:
+    address = ("127.0.0.1", URL(server.url).port)
+
+    def is_listening() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(address) == 0
+
+    assert is_listening()
+    _ = server.pause()
+    assert not is_listening()
+    _ = server.resume()
+    assert is_listening()
+    _ = server.pause()
+    assert not is_listening()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        # The port stays the server's own while it is paused.
+        other.bind(address)
+    _ = server.resume()
+    assert is_listening()
+
+
+async def test_leaving_while_paused(http: aiohttp.ClientSession) -> None:
+    async with StreamingServer() as server:
+        await server.pause()
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await http.get(server.url)
+
+
+async def test_nothing_is_left_behind(http: aiohttp.ClientSession) -> None:
+    before = asyncio.all_tasks()
+    async with StreamingServer() as server:
+        browser = Browser(server, http)
+        await browser.shake_hands()
+        held = asyncio.create_task(browser.connect(advice=None))
+        await server.wait_for(lambda server: server.held_connects)
+        await server.restart()
+    with pytest.raises(aiohttp.ClientError):
+        await soon(held)
+    assert asyncio.all_tasks() == before
+
+
 async def test_moving_house(server: StreamingServer, browser: Browser) -> None:
     old = server.instance_url
     await server.move_instance(status=307)
@@ -391,6 +847,13 @@ async def test_moving_house(server: StreamingServer, browser: Browser) -> None:
     ) as answer:
         assert answer.status == 307
         assert answer.headers["Location"].startswith(server.instance_url)
+    between = server.instance_url
+    await server.move_instance()
+    for url in (server.url, between):
+        async with browser.http.post(url + browser.path, json=[]) as answer:
+            assert answer.status == 404
+    async with browser.http.post(server.instance_url + browser.path, json=[]) as answer:
+        assert answer.status == 400
 
 
 async def test_what_fails_in_a_handler_is_raised() -> None:
@@ -399,6 +862,11 @@ async def test_what_fails_in_a_handler_is_raised() -> None:
             server.add_fault(Fault(), when=lambda request: bool(1 / 0))
             async with http.post(f"{server.url}/cometd/66.0", json=[]) as answer:
                 assert answer.status == 500
+
+
+async def test_waiting_in_the_wrong_thread(server: StreamingServer) -> None:
+    with pytest.raises(RuntimeError, match="wait_for"):
+        server.wait_until(lambda server: True)
 
 
 async def test_waiting_in_vain(server: StreamingServer) -> None:
@@ -474,6 +942,48 @@ async def test_the_password_flow(server: StreamingServer, http: aiohttp.ClientSe
     ):
         status, reply = await ask(server, http, **(form | wrong))
         assert (status, reply["error"]) == (400, error)
+
+
+async def test_nothing_is_signed_without_a_secret(http: aiohttp.ClientSession) -> None:
+    async with StreamingServer(jwt_public_key=PUBLIC, slash=True) as server:
+        claims = {
+            "iss": "consumer-key",
+            "sub": server.oauth.username,
+            "aud": "https://test.salesforce.com",
+            "exp": int(time.time()) + 100,
+        }
+        _, reply = await ask(
+            server,
+            http,
+            grant_type="urn:ietf:params:oauth:grant-type:jwt-bearer",
+            assertion=jwt.encode(claims, KEY, algorithm="RS256"),
+        )
+        assert {"signature", "issued_at", "refresh_token"} & set(reply) == set()
+        assert reply["scope"] == "id full"
+        assert reply["instance_url"] == server.url + "/"
+
+
+async def test_assertions_need_pyjwt(
+    http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jwt", None)
+    with pytest.raises(RuntimeError, match=r"aiosfstream\[jwt\]"):
+        async with (
+            StreamingServer(jwt_public_key=PUBLIC) as server,
+            http.post(
+                f"{server.url}/services/oauth2/token",
+                data={"grant_type": "urn:ietf:params:oauth:grant-type:jwt-bearer"},
+            ) as answer,
+        ):
+            assert answer.status == 500
+
+
+async def test_no_secret_is_shown(server: StreamingServer, http: aiohttp.ClientSession) -> None:
+    await ask(server, http, grant_type="client_credentials")
+    token = server.new_access_token()
+    shown = repr(server.oauth) + repr(server.requests)
+    secrets = (server.oauth.consumer_secret, server.oauth.password, server.refresh_token, token)
+    assert [secret for secret in secrets if secret in shown] == []
 
 
 async def test_rotation(http: aiohttp.ClientSession) -> None:
@@ -557,6 +1067,7 @@ async def test_the_web_server_flow(server: StreamingServer, http: aiohttp.Client
         ({"code_verifier": "x"}, 400),
         ({"redirect_uri": "x"}, 400),
         ({"client_id": "x"}, 400),
+        ({"client_secret": "x"}, 400),
         ({"code": "x"}, 400),
     ):
         status, found = await authorize()
@@ -570,6 +1081,36 @@ async def test_the_web_server_flow(server: StreamingServer, http: aiohttp.Client
         assert status == wanted, reply
 
 
+async def test_who_proves_nothing_needs_the_secret(
+    server: StreamingServer, http: aiohttp.ClientSession
+) -> None:
+    redirect_uri = "http://localhost/x?y=1"
+    query = {"response_type": "code", "client_id": "consumer-key", "redirect_uri": redirect_uri}
+    for secret, wanted in (({}, 400), ({"client_secret": "consumer-secret"}, 200)):
+        url = f"{server.url}/services/oauth2/authorize"
+        async with http.get(url, params=query, allow_redirects=False) as answer:
+            found = parse_qs(urlsplit(answer.headers["Location"]).query)
+        assert found["y"] == ["1"]
+        form = {
+            "grant_type": "authorization_code",
+            "client_id": "consumer-key",
+            "redirect_uri": redirect_uri,
+            "code": found["code"][0],
+            **secret,
+        }
+        async with http.post(f"{server.url}/services/oauth2/token", data=form) as answer:
+            assert answer.status == wanted
+
+
+async def test_an_authorization_that_is_refused(
+    server: StreamingServer, http: aiohttp.ClientSession
+) -> None:
+    server.add_fault(Redirect("http://localhost/?error=access_denied"), on="authorize")
+    url = f"{server.url}/services/oauth2/authorize"
+    async with http.get(url, allow_redirects=False) as answer:
+        assert answer.headers["Location"] == "http://localhost/?error=access_denied"
+
+
 async def test_odd_token_requests_are_noticed(
     server: StreamingServer, http: aiohttp.ClientSession
 ) -> None:
@@ -578,50 +1119,3 @@ async def test_odd_token_requests_are_noticed(
         assert answer.status == 400
     assert len(server.violations) == 2
     assert server.count("token") == 1
-
-
-# The pytest plugin
-
-
-def test_the_fixture(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(
-        """
-        import asyncio
-        import aiosfstream
-
-        def test_synchronous(salesforce_server):
-            async def use():
-                async with aiosfstream.SalesforceStreamingClient(**salesforce_server.credentials) as client:
-                    await client.subscribe("/event/A__e")
-                    wanted = salesforce_server.publish("/event/A__e")
-                    message = await client.receive()
-                    assert message["data"]["event"]["replayId"] == wanted
-                    await salesforce_server.wait_for(lambda server: server.held_connects)
-            asyncio.run(use())
-            assert salesforce_server.sessions == []
-
-        def test_new_for_each_test(salesforce_server):
-            assert salesforce_server.requests == []
-        """
-    )
-    pytester.runpytest_subprocess("-q", "-p", "no:cacheprovider").assert_outcomes(passed=2)
-
-
-def test_what_fails_in_the_server_fails_the_test(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(
-        """
-        import asyncio, aiohttp
-        from aiosfstream.testing import Delay
-
-        def test_it(salesforce_server):
-            salesforce_server.add_fault(Delay(0), when=lambda request: 1 / 0)
-            async def use():
-                async with aiohttp.ClientSession() as http:
-                    async with http.post(salesforce_server.url + "/cometd/66.0", json=[]):
-                        pass
-            asyncio.run(use())
-        """
-    )
-    result = pytester.runpytest_subprocess("-q", "-p", "no:cacheprovider")
-    result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["*ZeroDivisionError*"])

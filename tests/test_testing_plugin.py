@@ -1,0 +1,136 @@
+"""The pytest plugin, in tests that pytest runs in a process of its own."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+SETTINGS = """
+[pytest]
+asyncio_mode = auto
+asyncio_default_fixture_loop_scope = function
+filterwarnings = error
+"""
+
+KINDS_OF_TESTS = """
+import asyncio, json, unittest, urllib.error, urllib.request
+import aiosfstream
+import pytest
+
+
+def ask(url):
+    body = json.dumps([{"channel": "/meta/handshake"}]).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        [reply] = json.load(answer)
+    return reply["error"]
+
+
+def test_without_an_event_loop(salesforce_server):
+    server = salesforce_server
+    url = server.url + "/cometd/66.0"
+    assert ask(url) == "403::Handshake denied"
+    server.pause()
+    with pytest.raises(urllib.error.URLError, match="refused"):
+        ask(url)
+    server.resume()
+    assert ask(url) == "403::Handshake denied"
+    server.restart()
+    assert ask(url) == "403::Handshake denied"
+    server.move_instance()
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        ask(url)
+    server.wait_until(lambda server: server.count("/meta/handshake") == 4)
+    assert [request.status for request in server.requests] == [200, 200, 200, 404]
+
+
+def test_new_for_each_test(salesforce_server):
+    assert salesforce_server.requests == []
+
+
+def test_with_an_event_loop_of_its_own(salesforce_server):
+    async def use():
+        async with aiosfstream.SalesforceStreamingClient(**salesforce_server.credentials) as client:
+            await client.subscribe("/event/A__e")
+            wanted = salesforce_server.publish("/event/A__e")
+            message = await client.receive()
+            assert message["data"]["event"]["replayId"] == wanted
+
+    asyncio.run(use())
+    assert salesforce_server.sessions == []
+
+
+async def test_asynchronous(salesforce_server):
+    server = salesforce_server
+    async with aiosfstream.SalesforceStreamingClient(**server.credentials) as client:
+        await client.subscribe("/event/A__e")
+        await server.wait_for(lambda server: server.held_connects)
+        server.expire_sessions()
+        await server.wait_for(lambda server: server.subscriptions == {"/event/A__e"})
+        wanted = server.publish("/event/A__e")
+        message = await client.receive()
+        assert message["data"]["event"]["replayId"] == wanted
+
+
+class TestUnittest(unittest.IsolatedAsyncioTestCase):
+    @pytest.fixture(autouse=True)
+    def org(self, salesforce_server):
+        self.server = salesforce_server
+
+    async def test_it(self):
+        async with aiosfstream.SalesforceStreamingClient(**self.server.credentials) as client:
+            await client.subscribe("/event/A__e")
+            self.assertEqual(self.server.subscriptions, {"/event/A__e"})
+
+
+class TestOptions:
+    @pytest.fixture
+    def salesforce_server_options(self):
+        return {"text_replay_ids": True}
+
+    def test_it(self, salesforce_server):
+        assert isinstance(salesforce_server.publish("/event/A__e"), str)
+"""
+
+FAILURES = """
+import urllib.error, urllib.request
+import pytest
+from aiosfstream.testing import Delay
+
+
+def test_a_failure_in_the_server(salesforce_server):
+    salesforce_server.add_fault(Delay(0), when=lambda request: 1 / 0)
+    with pytest.raises(urllib.error.HTTPError, match="500"):
+        urllib.request.urlopen(salesforce_server.url + "/cometd/66.0", b"[]", timeout=5)
+
+
+class TestAServerThatCannotStart:
+    @pytest.fixture
+    def salesforce_server_options(self):
+        return {"nonsense": True}
+
+    def test_it(self, salesforce_server):
+        raise AssertionError("it must not come to that")
+"""
+
+
+def run(pytester: pytest.Pytester, program: str) -> pytest.RunResult:
+    pytester.makeini(SETTINGS)
+    pytester.makepyfile(program)
+    return pytester.runpytest_subprocess("-q", "-p", "no:cacheprovider")
+
+
+def test_every_kind_of_test_can_use_it(pytester: pytest.Pytester) -> None:
+    run(pytester, KINDS_OF_TESTS).assert_outcomes(passed=6)
+
+
+def test_what_fails_in_the_server_fails_the_test(pytester: pytest.Pytester) -> None:
+    result = run(pytester, FAILURES)
+    result.assert_outcomes(passed=1, errors=2)
+    result.stdout.fnmatch_lines_random(["*ZeroDivisionError*", "*TypeError*nonsense*"])
+
+
+def test_the_fixture_is_on_the_list(pytester: pytest.Pytester) -> None:
+    result = pytester.runpytest_subprocess("--fixtures", "-p", "no:cacheprovider")
+    result.stdout.fnmatch_lines(["salesforce_server -- *", "*org on loopback*"])
