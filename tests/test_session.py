@@ -272,6 +272,27 @@ def test_data_on_no_channel_is_no_event(channel: Any) -> None:
     assert table.connect({"data": {}}) == []
 
 
+def test_what_is_neither_reply_nor_event_is_passed_over() -> None:
+    table = Table().open(A)
+    other = {"channel": "/meta/subscribe", "id": "99", "successful": True, "advice": {"timeout": 1}}
+    assert table.connect(other, {"channel": "/service/x"}, {}) == []
+    assert table.session.state is State.CONNECTED
+    assert table.session.advice == {}
+
+
+def test_whose_advice_counts() -> None:
+    table = Table()
+    table.handshake(advice={"timeout": 2000})
+    assert table.session.hold == 2.0
+    table.connect(advice={"timeout": 3000})
+    table.connect(advice="nonsense")
+    assert table.session.hold == 3.0
+    # A connect's reply may come with the answer to another request, and another's with a connect's.
+    connect = {"channel": "/meta/connect", "id": "99", "advice": {"timeout": 4000}}
+    table.exchange(table.session.publish_message("/service/x", {}), connect)
+    assert table.session.hold == 4.0
+
+
 def test_the_reply_to_a_publish_may_have_data() -> None:
     table = Table().open("/chat")
     events, reply = table.exchange(table.session.publish_message("/chat", {}), data={})
@@ -485,6 +506,14 @@ def test_the_memory_is_bounded_and_keeps_the_newest() -> None:
     assert len(table.connect(event(A, 1))) == 1
 
 
+def test_a_whole_response_is_remembered_however_large() -> None:
+    table = Table().open(A)
+    window = [event(A, number) for number in range(5 * MIN_MEMORY)]
+    assert len(table.connect(*window)) == len(window)
+    table.connect(event(A, -1))
+    assert table.connect(*window) == []
+
+
 def test_names_are_bounded() -> None:
     table = Table().open("/event/*")
     for number in range(2 * MAX_NAMES + 10):
@@ -493,9 +522,11 @@ def test_names_are_bounded() -> None:
     assert len(table.session._strangers) <= MAX_NAMES
     assert len(table.session.aliases) <= MAX_NAMES
     # The newest are those that are kept: what is looked up has its alias.
-    for number in (2 * MAX_NAMES + 9, 1, 2 * MAX_NAMES + 9):
+    for number in (MAX_NAMES + 10, 2 * MAX_NAMES + 9, 1, MAX_NAMES + 10):
+        table.session._index()
         table.connect(event(f"/event/{number}", -number))
         assert table.session.aliases[f"/event/{number}"] == "/event/*"
+        assert [*table.session.aliases][-1] == f"/event/{number}"
 
 
 # Whose event it is
@@ -613,6 +644,44 @@ def test_a_fallback_is_tried_once() -> None:
     table.connect(event(A, 8), event(A, 9))
     assert [message["data"]["event"]["replayId"] for message in table.overwritten] == [8]
     assert ConnectionEventKind.FALLBACK_USED in table.kinds()
+
+
+def test_each_renewal_may_use_the_fallback() -> None:
+    table = Table(fallback=-2).open(A, start=1)
+    for _ in range(3):
+        table.connect(**UNKNOWN)
+        table.handshake()
+        table.resubscribe(error=INVALID_ID)
+        assert table.resubscribe()["ext"]["replay"] == {A: -2}
+        assert table.session.next_to_resubscribe(table.now) is None
+        table.connect()
+    assert table.refusals == [A] * 3
+    table.connect(event(A, 8))
+    assert A in table.session._plain, "later events take the long way"
+
+
+def test_it_starts_again_where_the_extensions_let_it_start() -> None:
+    table = Table().open()
+    subscription = table.session.subscribe(A, None)
+    message = table.session.subscribe_message(subscription)
+    message["ext"] = {"replay": {A: -1}}
+    table.session.stamp(message, subscription)
+    _, reply = table.exchange(message)
+    assert table.session.subscribe_done(subscription, reply) is False
+    assert subscription.previous is None
+    table.connect(**UNKNOWN)
+    assert table.renew() == [{A: -1}]
+
+
+def test_what_may_be_missed_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    table = Table().open(A, start=-1)
+    table.subscribe(B, -2)
+    table.session.connect_done(failure(Trouble.LOST), table.session.epoch, 0, 1.0, 10.0)
+    table.now = 22.5
+    table.renew()
+    [record] = [one for one in caplog.records if one.levelname == "WARNING"]
+    assert A in record.getMessage()
+    assert "published in the last 12.5 seconds is not delivered" in record.getMessage()
 
 
 def test_a_fallback_that_is_refused_as_well() -> None:
@@ -745,6 +814,37 @@ def test_a_connection_that_holds_makes_failures_forgotten() -> None:
     assert table.session.next_step().delay == 0.0
 
 
+def test_a_busy_server_that_has_recovered_starts_anew() -> None:
+    table = Table().open(A)
+    for _ in range(6):
+        table.connect(elapsed=0.1, **BUSY)
+        table.renew()
+    assert table.session._busy.bound == 300.0
+    table.connect(elapsed=10.0)
+    table.connect(**BUSY)
+    assert table.session.next_step().delay <= 10.0
+
+
+def test_what_a_loss_and_its_end_leave_behind() -> None:
+    table = Table().open(A)
+    cause = failure(Trouble.LOST)
+    table.session.connect_done(cause, table.session.epoch, 0, 1.0, 3.0)
+    assert table.session.last_error is cause.error
+    assert [(one.kind, one.error) for one in table.events[-2:]] == [
+        (ConnectionEventKind.CONNECTION_LOST, cause.error),
+        (ConnectionEventKind.RETRYING, cause.error),
+    ]
+    table.session.handshake_done(failure(Trouble.NOT_SENT), 5.0)
+    # Lost is lost: it is told once, and counted from the beginning.
+    assert table.kinds().count(ConnectionEventKind.CONNECTION_LOST) == 1
+    assert table.session.lost_since == 3.0
+    table.renew()
+    assert table.session.last_error is None
+    assert table.session.lost_since is None
+    assert table.session.last_connect is not None
+    assert table.session.last_connect["successful"] is True
+
+
 @pytest.mark.parametrize("trouble", [Trouble.NOT_SENT, Trouble.THROTTLED])
 def test_a_request_that_was_not_sent_is_repeated_in_the_same_session(trouble: Trouble) -> None:
     table = Table().open(A)
@@ -775,6 +875,30 @@ def test_a_handshake_without_a_client_id_is_no_handshake() -> None:
         table.connect(**UNKNOWN)
         table.handshake(clientId=client_id)
         assert table.session.state is State.NO_SESSION
+        assert "no clientId" in str(table.session.last_error)
+        assert table.events[-1].kind is ConnectionEventKind.RETRYING
+        assert table.events[-1].delay == table.session.next_step().delay > 0.0
+
+
+def test_what_a_handshake_puts_an_end_to() -> None:
+    table = Table().open(A)
+    table.session.connect_done(failure(Trouble.LOST), table.session.epoch, 0, 1.0, 0.0)
+    assert table.session.farewell_id == "client"
+    table.session.next_step()
+    goodbye = {"channel": "/meta/disconnect"}
+    _, reply = table.exchange(table.session.handshake_message([]), goodbye)
+    table.session.handshake_done(reply, table.now)
+    assert table.session.farewell_id is None
+    # A goodbye in the answer to a handshake is to the session before.
+    table.resubscribe()
+    assert table.session.next_to_resubscribe(table.now) is None
+    table.connect()
+    assert table.session.state is State.CONNECTED
+    assert table.kinds()[-3:] == [
+        ConnectionEventKind.SESSION_RENEWED,
+        ConnectionEventKind.CHANNEL_RESUMED,
+        ConnectionEventKind.CONNECTED,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -843,6 +967,37 @@ def test_a_refused_token() -> None:
     assert ConnectionEventKind.REAUTHENTICATED in table.kinds()
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"error": "401::Authentication invalid"},
+        {"error": "400::no BAYEUX_BROWSER cookie present"},
+    ],
+)
+def test_only_failures_in_a_row_count(fields: Message) -> None:
+    table = Table().open(A)
+    for _ in range(10):
+        table.connect(**fields)
+        if table.session.next_step().action is Action.AUTHENTICATE:
+            table.session.authenticated(table.now)
+        table.renew()
+    assert table.session.errors == []
+    assert table.session.state is State.CONNECTED
+
+
+def test_refusals_before_a_success_do_not_count() -> None:
+    table = Table().open()
+    delays = []
+    for _ in range(3):
+        table.connect(error="401::Authentication invalid")
+        table.session.authentication_failed(AuthenticationError("refused"), table.now)
+        table.session.unpark()
+        delays.append(table.session.next_step().delay)
+        table.session.authenticated(table.now)
+        table.renew()
+    assert delays == [5.0] * 3
+
+
 def test_a_new_token_that_connects_refuse_is_renewed_a_few_times() -> None:
     table = Table().open()
     logins = 0
@@ -906,10 +1061,21 @@ def test_a_log_in_that_may_succeed_later_is_repeated(text: str, bound: float) ->
     delays = []
     for _ in range(40):
         table.session.authentication_failed(error, 0)
+        assert table.session.last_error is error
         step = table.session.next_step()
         assert step.action is Action.AUTHENTICATE
         delays.append(step.delay)
     assert bound / 2 < max(delays) <= bound
+
+
+def test_a_log_in_that_may_succeed_later_is_no_refusal() -> None:
+    table = Table().open()
+    table.connect(error="401::Authentication invalid")
+    table.session.authentication_failed(AuthenticationError("refused"), 0)
+    table.session.unpark()
+    assert table.session.waits_for_credentials
+    table.session.authentication_failed(AuthenticationError("down", retryable=True), 0)
+    assert not table.session.waits_for_credentials
 
 
 TOKEN: Message = {"error": "401::Authentication invalid", "advice": {"reconnect": "none"}}
@@ -1051,6 +1217,19 @@ def _as_result(table: Table, outcome: Message | Failure) -> Any:
     return table.reply(table.session.connect_message(), **outcome)
 
 
+def test_opening_blames_the_token_for_nothing_else() -> None:
+    table = Table()
+    table.handshake(**TOKEN)
+    table.session.next_step()
+    table.session.authenticated(0.0)
+    table.handshake()
+    for _ in range(2):
+        table.session.connect_done(_as_result(table, UNKNOWN), table.session.epoch, 0, 1.0, 0.0)
+        if table.session.next_step().action is Action.HANDSHAKE:
+            table.handshake()
+    assert type(table.session.stop_error) is ServerError
+
+
 def test_opening_tells_that_the_new_token_is_refused() -> None:
     table = Table()
     table.handshake(error="403::Handshake denied", ext={"sfdc": {"failureReason": "401::x"}})
@@ -1066,13 +1245,36 @@ def test_a_storage_that_fails_during_a_renewal() -> None:
     error = ReplayError("locked")
     for _ in range(2):
         table.session.storage_failed(error, table.now)
-        assert table.session.next_step().action is Action.SUBSCRIBE
+        step = table.session.next_step()
+        assert step.action is Action.SUBSCRIBE
+        assert step.delay > 0.0
+        assert table.session.last_error is error
     table.session.storage_failed(error, table.now)
     assert table.session.errors == [error]
     assert table.session.next_step().action is Action.PARK
     assert table.kinds()[-1] is ConnectionEventKind.STORAGE_FAILED
     table.session.unpark()
-    assert table.session.next_step().action is Action.HANDSHAKE
+    assert table.session.waits_for_credentials
+    table.renew()
+    assert not table.session.waits_for_credentials
+    # It was read in the end, so the next renewal may try as often again.
+    table.connect(**UNKNOWN)
+    table.handshake()
+    for _ in range(2):
+        table.session.storage_failed(error, table.now)
+        assert table.session.next_step().action is Action.SUBSCRIBE
+    assert len(table.session.errors) == 1
+
+
+def test_what_has_ended_is_not_set_going_by_what_was_under_way() -> None:
+    table = Table().open(A)
+    late = hang(table)
+    table.connect(advice={"reconnect": "none"})
+    assert table.session.state is State.STOPPED
+    error = table.session.stop_error
+    lose(table, late)
+    assert table.session.next_step().action is Action.STOP
+    assert table.session.stop_error is error
 
 
 def test_a_mistake_in_the_program_ends_it() -> None:
@@ -1103,10 +1305,13 @@ def test_a_server_that_answers_at_once_with_nothing_is_slowed_down() -> None:
         table.connect(elapsed=0.001)
         delays.append(table.session._delay)
         table.session.next_step()
-    assert delays[0] == 0.0
+    assert delays[:8] == pytest.approx([0.0, 0.0, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0])
     assert delays[-1] == 5.0
-    table.connect(event(A, 1), elapsed=0.001)
-    assert table.session.next_step().delay == 0.0
+    for events, elapsed in (([], 0.05), ([event(A, 1)], 0.001)):
+        table.connect(*events, elapsed=elapsed)
+        assert table.session.next_step().delay == 0.0
+        table.connect(elapsed=0.001)
+        assert table.session.next_step().delay == 0.0
 
 
 # Whatever comes

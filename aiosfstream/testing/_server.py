@@ -9,7 +9,7 @@ import json
 import ssl as ssl_module
 import threading
 import time
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -380,7 +380,7 @@ class StreamingServer:
             cut(connection.transport, reset=reset)
 
     @control
-    def pause(self) -> Done:
+    def pause(self) -> Awaitable[None]:
         """Refuse connections from now on, and cut those that there are.
 
         :return: nothing of interest; it may be awaited, so that clients notice
@@ -394,7 +394,7 @@ class StreamingServer:
         self._cut_all(reset=True)
 
     @control
-    def resume(self) -> Done:
+    def resume(self) -> Awaitable[None]:
         """Accept connections again, at the same port.
 
         :return: nothing of interest; it may be awaited
@@ -404,7 +404,7 @@ class StreamingServer:
         return Done()
 
     @control
-    def restart(self) -> Done:
+    def restart(self) -> Awaitable[None]:
         """Go down, forget every session, and come up again at the same port.
 
         :return: nothing of interest; it may be awaited, so that clients notice
@@ -414,7 +414,7 @@ class StreamingServer:
         return self.resume()
 
     @control
-    def move_instance(self, *, status: int = 404) -> Done:
+    def move_instance(self, *, status: int = 404) -> Awaitable[None]:
         """Move the org: tokens issued from now on name another ``instance_url``.
 
         :param status: how the old one answers CometD requests; 3xx: with the new one as the location
