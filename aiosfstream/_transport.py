@@ -448,7 +448,10 @@ class LongPollingTransport(Transport):
         if isinstance(messages, Failure):
             return messages, 0
         events, reply = self._session.receive(messages, ticket)
-        self._deliver(events)
+        if events:
+            self._mailbox.extend(events)
+            # The reader runs now, before the next request is prepared and sent.
+            await asyncio.sleep(0)
         if reply is None:
             return self._no_reply(message), len(events)
         return reply, len(events)
@@ -512,10 +515,6 @@ class LongPollingTransport(Transport):
                 total=hold + 4 * phase, sock_connect=phase, sock_read=hold + phase
             )
         return self._timeouts[hold]
-
-    def _deliver(self, events: list[JsonObject]) -> None:
-        if events:
-            self._mailbox.extend(events)
 
     def _no_reply(self, message: JsonObject) -> Failure:
         error = TransportError(
