@@ -210,7 +210,7 @@ def positive(text: str) -> int:
     """Parse a whole number above zero."""
     number = int(text)
     if number <= 0:
-        raise argparse.ArgumentTypeError("should be above zero")
+        raise argparse.ArgumentTypeError(f"{number} should be above zero")
     return number
 
 

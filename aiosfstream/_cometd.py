@@ -128,7 +128,9 @@ class BaseClient(CometdClient):
     async def _opening(self) -> AsyncIterator[aiohttp.ClientSession]:
         """Provide a new HTTP session, which is closed again if the block does not succeed."""
         if not self.closed or self._is_opening:
-            raise ClientInvalidOperation("Client is already open.")
+            raise ClientInvalidOperation(
+                f"Client is already open, with {self.url or 'no server yet'}: close it before it is opened again."
+            )
         self._is_opening = True
         try:
             self._discard_messages()
@@ -145,7 +147,10 @@ class BaseClient(CometdClient):
     def _discard_messages(self) -> None:
         if self.has_pending_messages:
             LOGGER.warning(
-                "Opening anew: %d messages that were not received are dropped", self.pending_count
+                "Opening anew, after %s: %d messages that were not received are dropped; receive what is"
+                " pending before the client is opened again",
+                self.url,
+                self.pending_count,
             )
         if self._mailbox is not None:
             self._mailbox.discard()
@@ -166,8 +171,8 @@ class BaseClient(CometdClient):
         offered = response.get("supportedConnectionTypes", [ConnectionType.LONG_POLLING.value])
         if not isinstance(offered, list) or ConnectionType.LONG_POLLING.value not in offered:
             raise ClientError(
-                f"None of the connection types offered by the server are supported: {offered!r:.200};"
-                " this client speaks long-polling"
+                f"None of the connection types offered by the server {self.url} are supported:"
+                f" {offered!r:.200}; this client needs long-polling, so check that the URL is right"
             )
         return transport
 
@@ -188,7 +193,8 @@ class BaseClient(CometdClient):
                 continue
             if mailbox.closed:
                 raise ClientInvalidOperation(
-                    "The client is closed and there are no pending messages."
+                    f"The client of {self.url} is closed and there are no pending messages. Open it again to"
+                    " receive more."
                 )
             await self._check_server_disconnected()
             transport.try_again()
@@ -280,6 +286,8 @@ async def uninterrupted(clean_up: Coroutine[Any, Any, None]) -> None:
         except asyncio.CancelledError:
             cancelled = True
     if not task.cancelled() and task.exception() is not None:
-        LOGGER.warning("Could not release everything: %r", task.exception())
+        LOGGER.warning(
+            "Could not release everything, what is left needs no care: %r", task.exception()
+        )
     if cancelled:
         raise asyncio.CancelledError

@@ -51,6 +51,18 @@ class Trouble(Enum):
     REJECTED = auto()
 
 
+#: What to do about each kind of failure, or what it means for what was asked.
+_NEXT_STEPS: Final = {
+    Trouble.NOT_SENT: "; check the URL, the network and the proxy",
+    Trouble.LOST: "; try again, unless the server must not do it twice",
+    Trouble.THROTTLED: "; wait before the next request",
+    Trouble.UNAUTHORIZED: "; the token is refused, log in again",
+    Trouble.FORBIDDEN: "; check that the user may use the API",
+    Trouble.REDIRECTED: "; use the URL of that host if it is the right one",
+    Trouble.REJECTED: "; check the URL and what is sent",
+}
+
+
 @dataclass(frozen=True)
 class Failure:
     """A request without a usable answer.
@@ -159,7 +171,7 @@ def _failure(
     status: int | None = None,
     retry_after: float | None = None,
 ) -> Failure:
-    error = TransportError(f"Request to {url} failed: {what}")
+    error = TransportError(f"Request to {url} failed: {what}{_NEXT_STEPS[trouble]}")
     error.__cause__ = cause
     error.status = status
     return Failure(trouble, error, status, retry_after)
@@ -179,7 +191,7 @@ def status_failure(answer: Answer, secret: str = "") -> Failure:
         trouble = Trouble.REDIRECTED
         what = (
             f"HTTP status {status} sends elsewhere, to host {_redirect_host(answer)!r}; redirects are not"
-            " followed with a token, use the URL of that host if it is the right one"
+            " followed with a token"
         )
     elif status == 401:
         trouble = Trouble.UNAUTHORIZED
@@ -252,7 +264,7 @@ def dump_json(value: Any, dumps: Dumper) -> bytes:
         return text if isinstance(text, bytes) else text.encode()
     except Exception as error:
         raise TransportError(
-            f"The message cannot be sent, it is not serialisable: {error}"
+            f"The message cannot be sent, it is not serialisable: {error}. Use values that json_dumps takes."
         ) from error
 
 

@@ -99,7 +99,7 @@ def read_markers(source: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        sentence = f"The markers in {str(path)!r} cannot be read: {error.strerror}."
+        sentence = f"The markers in {str(path)!r} cannot be read: {error.strerror}. Check its name."
         others = _files_of(path, _ALL_SUFFIXES)
         if others:
             sentence += f" But there is {str(others[0])!r}. {_OTHER_PYTHON}"
@@ -120,7 +120,9 @@ def _read_json(path: Path, content: bytes) -> dict[str, Any]:
             f"{str(path)!r} is no JSON file, and no shelf that this Python can read. {_OTHER_PYTHON}"
         ) from error
     if not isinstance(values, dict):
-        raise ReplayError(f"The JSON file {str(path)!r} should hold an object of channels.")
+        raise ReplayError(
+            f"The JSON file {str(path)!r} should hold an object of channels, not {type(values).__name__!r}."
+        )
     return values
 
 
@@ -142,7 +144,9 @@ def _read_shelf(path: Path, kind: str) -> dict[str, Any]:
         raise
     except Exception as error:
         # What a damaged file can raise has no bounds.
-        raise ReplayError(f"The shelf {str(path)!r} cannot be read: {error}.") from error
+        raise ReplayError(
+            f"The shelf {str(path)!r} cannot be read: {error}. {_OTHER_PYTHON}"
+        ) from error
     _look_for_others(path, kind, empty=not values)
     return values
 
@@ -162,7 +166,7 @@ def _look_for_others(path: Path, kind: str, *, empty: bool) -> None:
             f"{sentence} The one by {kind} is empty. {_OTHER_PYTHON} If the other file has nothing to"
             " do with it, move it elsewhere."
         )
-    LOGGER.warning("%s The one by %s is imported.", sentence, kind)
+    LOGGER.warning("%s The one by %s is imported; look into the other.", sentence, kind)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -198,7 +202,8 @@ def _unpickle(path: Path, content: bytes) -> Any:
     except Exception as error:
         # What a pickle of anything can raise has no bounds.
         raise ReplayError(
-            f"The shelf {str(path)!r} holds something else than replay markers: {error}."
+            f"The shelf {str(path)!r} holds something else than replay markers: {error}. Import a shelf that a"
+            " client has kept markers in."
         ) from error
 
 

@@ -85,7 +85,8 @@ async def log_in(
             answer = await asyncio.wait_for(answered, timeout)
         except asyncio.TimeoutError:
             raise AuthenticationError(
-                f"Authentication failed: nobody authorized the app within {timeout:g} seconds"
+                f"Authentication failed: nobody authorized the app within {timeout:g} seconds. Try again, and"
+                f" open the URL of {base} in a browser."
             ) from None
     exchange = CodeExchange(
         consumer_key,
@@ -127,7 +128,7 @@ def code_of(answer: Mapping[str, str]) -> str:
     advice, retryable = advise(error, description, 400)
     said = ": ".join(text for text in (error, description) if text) or "it was denied"
     raise AuthenticationError(
-        f"Authentication failed: {said.rstrip('.')}. {advice}".rstrip(),
+        f"Authentication failed: the log-in page gave no code: {said.rstrip('.')}. {advice}",
         error=error or None,
         error_description=description or None,
         retryable=retryable,

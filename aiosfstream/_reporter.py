@@ -63,7 +63,12 @@ class Reporter:
         """Report *event*. What the observer raises is logged and goes no further."""
         level, text = _RECORDS[event.kind]
         if event.kind is ConnectionEventKind.CLOSED and event.error is not None:
-            level, text = logging.ERROR, "Closed, since the session has ended for good: {error}"
+            level, text = (
+                logging.ERROR,
+                (
+                    "Closed, since the session has ended for good; open the client again when it is mended: {error}"
+                ),
+            )
         if LOGGER.isEnabledFor(level):
             LOGGER.log(level, "%s", text.format(**vars(event)))
         if self._observer is None:
@@ -72,5 +77,6 @@ class Reporter:
             self._observer(event)
         except Exception:
             LOGGER.exception(
-                "The observer failed for %s; the connection is not affected", event.kind.value
+                "The observer failed for %s; the connection is not affected, mend the observer",
+                event.kind.value,
             )

@@ -109,6 +109,9 @@ _REFUSALS: Final = {
 }
 
 
+_ENDED: Final = "Connection closed by the server for good; open the client again to go on"
+
+
 @dataclass(frozen=True)
 class Step:
     """What comes next.
@@ -189,6 +192,51 @@ class Session:
     :param limit: the mailbox's limit; the memory for duplicates is sized by it
     :param poll_timeout: seconds that the server is asked to hold a connect; None: its own choice
     """
+
+    #: A dictionary of so many attributes would have 1.5 KiB in each of thousands of clients.
+    __slots__ = (
+        "_busy",
+        "_choose_fallback",
+        "_connected_at",
+        "_cookie_renewals",
+        "_delay",
+        "_hasty_answers",
+        "_largest_response",
+        "_limit",
+        "_message_id",
+        "_network",
+        "_overwrite",
+        "_owners",
+        "_plain",
+        "_policy",
+        "_poll_timeout",
+        "_positions",
+        "_refusals",
+        "_refused_wait",
+        "_relogins",
+        "_renewed_while_opening",
+        "_report",
+        "_server_left",
+        "_storage_attempts",
+        "_strangers",
+        "_tickets",
+        "_to_resubscribe",
+        "_token_accepted",
+        "advice",
+        "aliases",
+        "clear_cookies",
+        "client_id",
+        "epoch",
+        "errors",
+        "farewell_id",
+        "last_connect",
+        "last_error",
+        "lost_since",
+        "opening",
+        "state",
+        "stop_error",
+        "subscriptions",
+    )
 
     def __init__(
         self,
@@ -444,7 +492,10 @@ class Session:
         """Say whether an event out of the ordinary is to be delivered, and note where it stands."""
         channel = message.get("channel")
         if not isinstance(channel, str) or channel.startswith("/meta/"):
-            LOGGER.warning("Ignored a message with data that is no event: channel %.100r", channel)
+            LOGGER.warning(
+                "Ignored a message on channel %.100r with data that is no event; look at what is published there",
+                channel,
+            )
             return False
         position = self._owner(channel)
         if position is None:
@@ -496,7 +547,7 @@ class Session:
             self._strangers.add(channel)
             LOGGER.warning(
                 "An event arrived on %.100s, which belongs to no subscription or to several: it is"
-                " delivered, but cannot be resumed from",
+                " delivered, but cannot be resumed from; subscribe to one channel or wildcard that has it",
                 channel,
             )
 
@@ -538,9 +589,11 @@ class Session:
         if not result["successful"]:
             self._recover(judge_reply(result), _refusal(result), now)
         elif reconnect_advice(result) == "none":
-            self._stop(ServerError("Connection closed by the server", result))
+            self._stop(ServerError(_ENDED, result))
         elif not isinstance(client_id, str) or not client_id:
-            error = TransportError("The handshake reply holds no clientId")
+            error = TransportError(
+                "The reply to /meta/handshake holds no clientId; check that the URL is that of a CometD server"
+            )
             self._recover(Verdict.RENEW_LOST, error, now)
         else:
             self._begin(client_id)
@@ -588,7 +641,7 @@ class Session:
             self._connected(now)
             self._delay = max(interval_of(self.advice), self._pace(events, elapsed))
         elif verdict is Verdict.STOP:
-            self._stop(ServerError("Connection closed by the server", result))
+            self._stop(ServerError(_ENDED, result))
         else:
             self._recover(verdict, _refusal(result), now)
 
@@ -639,7 +692,8 @@ class Session:
         if subscription.start in (None, NEW_EVENTS) and self.lost_since is not None:
             LOGGER.warning(
                 "%s is subscribed again for new events only, since none was received before: what was"
-                " published in the last %.1f seconds is not delivered",
+                " published in the last %.1f seconds is not delivered; subscribe with a replay id or keep markers to"
+                " have it",
                 subscription.channel,
                 now - self.lost_since,
             )
@@ -934,7 +988,7 @@ class Session:
     def _farewell(self, reply: JsonObject, now: float) -> None:
         """The server has ended the session of its own accord, perhaps those of many clients."""
         self._server_left = False
-        error = ServerError("The server ended the session.", reply)
+        error = ServerError("The server ended the session, which has to be renewed", reply)
         self._note_loss(error, now)
         if self.opening and self._renewed_while_opening:
             self._stop(error)

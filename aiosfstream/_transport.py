@@ -49,6 +49,8 @@ REPLAY: ContextVar[ReplayId] = ContextVar("aiosfstream_replay", default=None)
 
 #: Seconds for saying goodbye to the server, and for tasks to end.
 GOODBYE_TIMEOUT: Final = 2.0
+#: Seconds that the first held connect waits for a subscription that is being made.
+GIVE_WAY_TIMEOUT: Final = 1.0
 
 _HEADERS: Final = {"Content-Type": "application/json;charset=UTF-8", "Accept": "application/json"}
 
@@ -235,7 +237,8 @@ class LongPollingTransport(Transport):
         """
         self._connection_types = [connection_type.value for connection_type in connection_types]
         await self._advance(lambda: self._session.established)
-        return self._last_handshake
+        reply, self._last_handshake = self._last_handshake, {}
+        return reply
 
     async def connect(self) -> JsonObject:
         """Make the first connect, and keep the connection from then on.
@@ -247,7 +250,9 @@ class LongPollingTransport(Transport):
         :raises AuthenticationError: if the token is refused, and a new one as well
         """
         if self._task is not None or self._session.client_id is None:
-            raise TransportInvalidOperation("connect() belongs behind handshake(), once")
+            raise TransportInvalidOperation(
+                f"Connecting to {self._url} belongs behind handshake(), once: use another transport"
+            )
         await self._advance(lambda: self._session.state is State.CONNECTED)
         self._session.opening = False
         self._task = self._loop.create_task(self._run(), name="aiosfstream connection")
@@ -264,16 +269,30 @@ class LongPollingTransport(Transport):
     async def _run(self) -> None:
         """Take step after step until the session has ended."""
         try:
+            await self._give_way()
             while self._session.state is not State.STOPPED and not self._closing:
                 await self._take(self._session.next_step())
         except Exception as bug:
-            LOGGER.exception("The connection ends because of an unexpected error")
+            LOGGER.exception(
+                "The connection to %s ends because of an unexpected error; open the client again, and report it",
+                self._url,
+            )
             error = TransportError(
-                f"The connection has ended because of an unexpected error: {bug!r}"
+                f"The connection to {self._url} has ended because of an unexpected error: {bug!r}; open the"
+                " client again, and report it"
             )
             error.__cause__ = bug
             self._session.crashed(error)
         self._pass_on()
+
+    async def _give_way(self) -> None:
+        """Let a subscription that is made right after opening use the connection that is there.
+
+        Beside a held connect it would need another one: a TLS handshake, and a socket for each client.
+        """
+        await asyncio.sleep(0)
+        if self._requests:
+            await asyncio.wait(self._requests, timeout=GIVE_WAY_TIMEOUT)
 
     async def _take(self, step: Step) -> None:
         if step.action is Action.CONNECT:
@@ -338,7 +357,8 @@ class LongPollingTransport(Transport):
             result, _ = await self._exchange(session.handshake_message(self._connection_types))
             session.handshake_done(result, self._loop.time())
         if isinstance(result, dict):
-            self._last_handshake = result
+            if session.opening:
+                self._last_handshake = result
             self._check_replay_support(result)
 
     def _check_replay_support(self, reply: JsonObject) -> None:
@@ -350,7 +370,7 @@ class LongPollingTransport(Transport):
         ):
             LOGGER.warning(
                 "The server %s does not announce the replay extension: what is published while the"
-                " connection is lost may be missed",
+                " connection is lost may be missed; check the URL and the API version",
                 self._url,
             )
 
@@ -475,7 +495,8 @@ class LongPollingTransport(Transport):
                 if subscription is None:
                     raise
                 raise ReplayError(
-                    f"The replay storage failed for channel {subscription.channel}: {error!r}"
+                    f"The replay storage failed for channel {subscription.channel}: {error!r}. Mend it and subscribe"
+                    " again."
                 ) from error
         if subscription is not None:
             self._session.stamp(payload[0], subscription)
@@ -492,7 +513,12 @@ class LongPollingTransport(Transport):
         self, body: bytes, headers: dict[str, str], hold: float, timeout: float | None
     ) -> _http.Answer | Failure:
         if self._http_session is None:
-            return _not_sent(Trouble.REJECTED, TransportConnectionClosed("The transport is closed"))
+            return _not_sent(
+                Trouble.REJECTED,
+                TransportConnectionClosed(
+                    f"The transport of {self._url} is closed; open the client again"
+                ),
+            )
         return await _http.post(
             self._http_session,
             self._url,
@@ -518,7 +544,8 @@ class LongPollingTransport(Transport):
 
     def _no_reply(self, message: JsonObject) -> Failure:
         error = TransportError(
-            f"Request to {self._url} failed: the answer holds no reply to the {message['channel']} message"
+            f"Request to {self._url} failed: the answer holds no reply to the {message['channel']} message;"
+            " check that the URL is that of a CometD server"
         )
         return Failure(Trouble.LOST, error)
 
@@ -635,12 +662,13 @@ class LongPollingTransport(Transport):
         session = self._session
         while not session.established:
             if self._closing:
-                raise TransportInvalidOperation("The client is being closed")
+                raise self._closing_error()
             if session.state in (State.STOPPED, State.PARKED):
                 if isinstance(session.last_error, AuthenticationError):
                     raise copy(session.last_error)
                 raise TransportError(
-                    f"There is no connection to the server: {session.last_error}"
+                    f"There is no connection to the server {self._url}, call receive() to try again or learn that"
+                    f" it has ended for good: {session.last_error}"
                 ) from session.last_error
             left = None if deadline is None else deadline - self._loop.time()
             if left is not None and left <= 0:
@@ -649,11 +677,17 @@ class LongPollingTransport(Transport):
 
     def _renewal_error(self) -> TransportTimeoutError:
         error = TransportTimeoutError(
-            "The request was not sent: the connection to the server is lost and was not renewed in"
-            f" time, the last attempt failed with: {self._session.last_error}"
+            f"The request was not sent: the connection to the server {self._url} is lost and was not renewed in"
+            f" time. It is still being tried, send the request again; the last attempt failed with:"
+            f" {self._session.last_error}"
         )
         error.__cause__ = self._session.last_error
         return error
+
+    def _closing_error(self) -> TransportInvalidOperation:
+        return TransportInvalidOperation(
+            f"The request to {self._url} was not sent, the client is being closed: open it again first"
+        )
 
     async def _finish(self, request: Coroutine[Any, Any, JsonObject]) -> JsonObject:
         """Run *request* in a task of its own, which goes on when the caller is cancelled.
@@ -662,11 +696,13 @@ class LongPollingTransport(Transport):
         """
         if self._closing:
             request.close()
-            raise TransportInvalidOperation("The client is being closed")
+            raise self._closing_error()
         task = self._start(request, "aiosfstream request")
         await asyncio.wait([task])
         if task.cancelled():
-            raise TransportInvalidOperation("The client was closed before the server answered")
+            raise TransportInvalidOperation(
+                f"The client was closed before {self._url} answered: open it and look whether that was done"
+            )
         return task.result()
 
     def _start(self, request: Coroutine[Any, Any, ResultT], name: str) -> asyncio.Task[ResultT]:
@@ -733,7 +769,7 @@ class LongPollingTransport(Transport):
 def _not_sent(trouble: Trouble, error: AiosfstreamException) -> Failure:
     if isinstance(error, TransportError):
         return Failure(trouble, error)
-    transport_error = TransportError(f"The request was not sent: {error}")
+    transport_error = TransportError(f"The request was not sent, see the cause: {error}")
     transport_error.__cause__ = error
     return Failure(trouble, transport_error)
 

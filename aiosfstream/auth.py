@@ -204,7 +204,8 @@ class AuthenticatorBase(AuthExtension):
         authorization = self.authorization
         if authorization is None:
             raise AuthenticationError(
-                "Unauthorized: send no requests without authenticating first."
+                f"Unauthorized: there is no access token of {self._login_url}. Send no requests without"
+                " authenticating first."
             )
         headers["Authorization"] = authorization
 
@@ -266,7 +267,7 @@ class AuthenticatorBase(AuthExtension):
             if self._flight is flight:
                 self._flight = None
         if task.cancelled():
-            raise self._unreachable(f"the log-in at {self._token_url} was cancelled")
+            raise self._unreachable(f"the log-in at {self._token_url} was cancelled; try again")
         task.result()
 
     async def _log_in(self) -> None:
@@ -288,11 +289,11 @@ class AuthenticatorBase(AuthExtension):
     def _failure(self, error: Exception) -> AuthenticationError:
         if isinstance(error, asyncio.TimeoutError):
             return self._unreachable(
-                f"no answer of {self._token_url} within {self.request_timeout:g} seconds"
+                f"no answer of {self._token_url} within {self.request_timeout:g} seconds; try again later"
             )
         if isinstance(error, _NETWORK_ERRORS):
             return self._unreachable(
-                f"{self._token_url} could not be asked: {str(error) or type(error).__name__}"
+                f"{self._token_url} could not be asked: {str(error) or type(error).__name__}; try again later"
             )
         return AuthenticationError(
             f"Authentication failed: {type(self).__name__}._authenticate() raised"
@@ -309,7 +310,8 @@ class AuthenticatorBase(AuthExtension):
         status, reply = outcome
         if not isinstance(reply, Mapping):
             raise self._unreachable(
-                f"the answer of {self._token_url}, with HTTP status {status:d}, is no JSON object",
+                f"the answer of {self._token_url}, with HTTP status {status:d}, is no JSON object; check"
+                " login_url",
                 status=status,
             )
         return status, dict(reply)
@@ -321,16 +323,18 @@ class AuthenticatorBase(AuthExtension):
         token, instance_url = fields.get("access_token"), fields.get("instance_url")
         if not token or not instance_url:
             raise self._unreachable(
-                f"the answer of {self._token_url} has no access_token or no instance_url",
+                f"the answer of {self._token_url} has no access_token or no instance_url; check login_url",
                 status=200,
             )
         fields["token_type"] = fields.get("token_type") or "Bearer"
         if not _is_header_safe(token):
-            raise self._useless("its access token has characters that no header may have")
+            raise self._useless(
+                "its access token has characters that no header may have; check login_url"
+            )
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", fields["token_type"]):
-            raise self._useless("its token_type is no word")
+            raise self._useless("its token_type is no word; check login_url")
         if not _is_base_url(instance_url):
-            raise self._useless("its instance_url is not the https URL of a host")
+            raise self._useless("its instance_url is not the https URL of a host; check login_url")
         self._verify(reply)
         self._reset()
         for name, value in fields.items():
@@ -373,7 +377,7 @@ class AuthenticatorBase(AuthExtension):
         said = ": ".join(text for text in (error, description) if text) or "it does not say why"
         if status >= 500 or status == 408:
             return self._unreachable(
-                f"{self._token_url} answered with HTTP status {status:d}: {said}",
+                f"{self._token_url} answered with HTTP status {status:d}: {said.rstrip('.')}. Try again later.",
                 status=status,
                 error=error,
                 description=description,
@@ -381,7 +385,7 @@ class AuthenticatorBase(AuthExtension):
         advice, retryable = advise(raw_error, raw_description, status)
         return AuthenticationError(
             f"Authentication failed: {self._token_url} answered with HTTP status {status:d}:"
-            f" {said.rstrip('.')}. {advice}".rstrip(),
+            f" {said.rstrip('.')}. {advice}",
             error=error,
             error_description=description,
             status=status,
@@ -414,7 +418,8 @@ class AuthenticatorBase(AuthExtension):
         """
         if not is_secure(self._token_url):
             raise AuthenticationError(
-                "Authentication failed: the token URL is not an https URL, nothing was sent there"
+                f"Authentication failed: the token URL at {_host_of(self._token_url)} is not an https URL,"
+                " nothing was sent there; set another login_url"
             )
         session, ssl = _LENT.get() or (None, None)
         if session is not None and not session.closed:
@@ -450,16 +455,20 @@ class AuthenticatorBase(AuthExtension):
 
     def _no_answer(self, answer: _http.Answer) -> AuthenticationError:
         status = answer.status
-        what, retryable = f"answered with HTTP status {status} and no JSON object", True
+        what, step = f"answered with HTTP status {status} and no JSON object", "try again later"
+        retryable = not (300 <= status < 400 or status in _WRONG_URL)
         if 300 <= status < 400:
-            host, retryable = _host_of(answer.headers.get("Location", "")), False
+            host = _host_of(answer.headers.get("Location", ""))
             what = (
                 f"sends elsewhere, with HTTP status {status} to host {host!r}, where the credentials do"
-                " not go unasked: if it is the org's host, give it as login_url"
+                " not go unasked"
             )
+            step = "if it is the org's host, give it as login_url"
         elif status in _WRONG_URL:
-            what, retryable = f"{what}: nobody can log in there, check login_url", False
-        return self._unreachable(f"{self._token_url} {what}", status=status, retryable=retryable)
+            step = "nobody can log in there, check login_url"
+        return self._unreachable(
+            f"{self._token_url} {what}: {step}", status=status, retryable=retryable
+        )
 
 
 class SecretMixin(AuthenticatorBase):
@@ -765,7 +774,13 @@ class JWTBearerAuthenticator(AuthenticatorBase):
         if _is_expired(reply) and self._clock_lag is not None:
             status, reply = await self._assert(time.time() + self._clock_lag)
             if status == 200:
-                LOGGER.warning("%s", self._clock_advice() or "A JWT assertion expired on its way")
+                LOGGER.warning(
+                    "%s",
+                    self._clock_advice()
+                    or (
+                        f"A JWT assertion expired on its way to {self._token_url}; the next one was accepted"
+                    ),
+                )
         return status, reply
 
     async def _assert(self, now: float) -> tuple[int, dict[str, Any]]:
@@ -848,14 +863,14 @@ class AccessTokenAuthenticator(AuthenticatorBase):
         if isinstance(self._source, str) and refused is not None:
             self._reset()
             raise AuthenticationError(
-                "Authentication failed: the access token was refused, and a fixed token cannot be renewed;"
-                " open a client with a new one, or give AccessTokenAuthenticator an async callable"
+                f"Authentication failed: {self._login_url} refused the access token, and a fixed token cannot"
+                " be renewed; open a client with a new one, or give AccessTokenAuthenticator an async callable"
             )
         await super().reauthenticate(refused)
         if self.authorization == refused:
             raise AuthenticationError(
                 "Authentication failed: the callable that should give a new access token gave the one that"
-                " was refused",
+                f" {self._login_url} refused",
                 retryable=True,
             )
 
@@ -874,19 +889,19 @@ class AccessTokenAuthenticator(AuthenticatorBase):
             raise
         except Exception as error:
             raise AuthenticationError(
-                "Network request failed: the callable that should give an access token raised"
-                f" {type(error).__name__}, see the cause",
+                f"Network request failed: the callable that should give an access token of {self._login_url}"
+                f" raised {type(error).__name__}, see the cause",
                 retryable=True,
             ) from error
         if not isinstance(token, str):
             raise AuthenticationError(
-                "Authentication failed: the callable should give an access token as a str, not as"
-                f" {type(token).__name__!r}"
+                f"Authentication failed: the callable should give an access token of {self._login_url} as a str,"
+                f" not as {type(token).__name__!r}"
             )
         if not _is_header_safe(token.strip()):
             raise AuthenticationError(
-                "Authentication failed: the access token from the callable is empty, or has characters"
-                " that no header may have"
+                f"Authentication failed: the access token of {self._login_url} from the callable is empty, or"
+                " has characters that no header may have; it should give the token and nothing else"
             )
         return token.strip()
 
@@ -894,7 +909,7 @@ class AccessTokenAuthenticator(AuthenticatorBase):
         if isinstance(error, asyncio.TimeoutError):
             return AuthenticationError(
                 "Network request failed: the callable gave no access token within"
-                f" {self.request_timeout:g} seconds",
+                f" {self.request_timeout:g} seconds; it is asked again for {self._login_url}",
                 retryable=True,
             )
         return super()._failure(error)
@@ -1139,6 +1154,12 @@ _ADVICE_BY_CODE: Final = {
 }
 
 
+_LOOK_IT_UP: Final = (
+    'Check login_url, the app and the user; Salesforce Help explains the codes under "OAuth 2.0'
+    ' Authorization Errors".'
+)
+
+
 def advise(error: str, description: str, status: int) -> tuple[str, bool]:
     """Say what to do about a refusal, and whether trying again later can help.
 
@@ -1148,7 +1169,7 @@ def advise(error: str, description: str, status: int) -> tuple[str, bool]:
     :param error: the token endpoint's error code
     :param description: its explanation
     :param status: the HTTP status
-    :return: a sentence, which may be empty, and whether the same request may succeed later
+    :return: a sentence, and whether the same request may succeed later
     """
     if error in _TEMPORARY:
         return _TEMPORARY[error], True
@@ -1158,7 +1179,7 @@ def advise(error: str, description: str, status: int) -> tuple[str, bool]:
     for pattern, advice in _ADVICE:
         if re.search(pattern, description, re.I):
             return advice, False
-    return _ADVICE_BY_CODE.get(error, ""), status >= 500 or status in (408, 429)
+    return _ADVICE_BY_CODE.get(error, _LOOK_IT_UP), status >= 500 or status in (408, 429)
 
 
 def _load_private_key(private_key: str | bytes) -> Any:

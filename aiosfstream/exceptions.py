@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any, Final, TypeVar, cast
@@ -45,6 +46,20 @@ __all__ = [
     "translate_errors",
     "translate_errors_context",
 ]
+
+#: What to do about a refusal: the first that fits what the server says (Streaming API Developer Guide,
+#: "Streaming API Error Codes").
+_ADVICE: Final = (
+    (r"limit|exceeded", "Wait until the limit allows it again, or use fewer clients and events."),
+    (r"\b503:|too busy", "Try again later."),
+    (r"\breplay\s?id\b", "Use another replay id, or ReplayOption.NEW_EVENTS."),
+    (r"\b401:", "Check that the user may use the API, and log in again."),
+    (r"\b402:|unknown client|unknown session", "A new session is needed: open the client again."),
+    (r"\b40[034]:", "Check the channel's name and the user's permissions for it."),
+)
+_LOOK_IT_UP: Final = (
+    'See "Streaming API Error Codes" in Salesforce\'s Streaming API Developer Guide.'
+)
 
 FuncT = TypeVar("FuncT", bound=Callable[..., Any])
 
@@ -167,13 +182,16 @@ class ServerError(AiosfstreamException, cometd.ServerError):
 
     def __str__(self) -> str:
         sentence = self.message.rstrip(".")
-        channel = _text((self.response or {}).get("subscription"))
+        response = self.response or {}
+        channel = _text(response.get("subscription")) or _text(response.get("channel"))
         if channel is not None and channel not in sentence:
             sentence += f" (channel {channel})"
         reasons = [reason for reason in (self.error, self.failure_reason) if reason]
         if reasons:
             sentence += ": " + "; reason: ".join(reasons)
-        return sentence if sentence.endswith(".") else sentence + "."
+        sentence = sentence if sentence.endswith(".") else sentence + "."
+        refused = response and response.get("successful") is not True
+        return f"{sentence} {_advise(reasons)}" if refused else sentence
 
 
 class ReplayError(AiosfstreamException):
@@ -270,6 +288,12 @@ def _translating_generator(func: Callable[..., Any]) -> Callable[..., Any]:
             raise translate(error) from error
 
     return wrapper
+
+
+def _advise(reasons: list[str]) -> str:
+    said = " ".join(reasons)
+    found = (advice for pattern, advice in _ADVICE if re.search(pattern, said, re.I))
+    return next(found, _LOOK_IT_UP)
 
 
 def _text(value: object) -> str | None:

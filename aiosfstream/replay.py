@@ -358,16 +358,21 @@ class ReplayMarkerStorage(Extension):
             if _is_date(date):
                 return str(date)
         raise ReplayError(
-            f"No message creation date found in a message on {message.get('channel')}."
+            f"No message creation date found in a message on {message.get('channel')}. It should have"
+            " event.createdDate, payload.CreatedDate or a ChangeEventHeader."
         )
 
     def _marker_of(self, message: JsonObject) -> ReplayMarker | None:
         if not isinstance(message.get("channel"), str):
-            self._warn_once(message, "names no channel: its marker is not stored")
+            self._warn_once(
+                message, "names no channel: its marker is not stored, it cannot be resumed from"
+            )
             return None
         replay_id = _dict(message.get("data"), "event").get("replayId")
         if replay_id is None:
-            self._warn_once(message, "has no replay id: its marker is not stored")
+            self._warn_once(
+                message, "has no replay id: its marker is not stored, it cannot be resumed from"
+            )
             return None
         try:
             date = self.get_message_date(message)
@@ -481,7 +486,7 @@ class ReplayMarkerStorage(Extension):
         self._abandoned.append(place)
         LOGGER.warning(
             "The processing of a message on %.100s was cancelled or never begun, its marker is not"
-            " stored",
+            " stored; the next start from the stored marker gives it again",
             place.message.get("channel"),
         )
 
@@ -514,7 +519,10 @@ class ReplayMarkerStorageContextManager:
         :raises ReplayError: if it was entered before
         """
         if self._entered:
-            raise ReplayError("The processing of a message can be entered once only.")
+            raise ReplayError(
+                f"The processing of a message on {self._message.get('channel')} can be entered once only: call the"
+                " storage for each message."
+            )
         self._entered = True
 
     async def __aexit__(
@@ -539,7 +547,8 @@ class ReplayMarkerStorageContextManager:
     async def _fail(self, exc_type: type[BaseException]) -> None:
         channel = self._message.get("channel")
         LOGGER.warning(
-            "Processing a message on %.100s failed with %s, its marker is not stored",
+            "Processing a message on %.100s failed with %s, its marker is not stored; the next start from"
+            " the stored marker gives it again",
             channel,
             exc_type.__name__,
         )
@@ -714,7 +723,10 @@ def _key(channel: str) -> str:
 
 def _failed(what: str, key: str, error: Exception) -> ReplayError:
     reason = f"{type(error).__name__}: {error!s:.300}"
-    return ReplayError(f"The replay marker of channel {key} could not be {what}: {reason}")
+    return ReplayError(
+        f"The replay marker of channel {key} could not be {what}: {reason}. Look at the storage; the next"
+        " attempt asks it again."
+    )
 
 
 def _dict(value: object, name: str) -> dict[str, Any]:

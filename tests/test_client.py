@@ -904,6 +904,7 @@ async def test_an_event_that_calls_itself_unsuccessful(server: StreamingServer) 
         await client.subscribe(EVENT)
         event = {"channel": EVENT, "data": {}, "successful": False}
         connect = {"channel": "/meta/connect", "successful": True}
+        await held(server)
         server.add_fault(Garble(json.dumps([event, connect]).encode()), on="/meta/connect")
         # The first answers the connect that is held already, the second the one that is garbled.
         wanted = [server.publish(EVENT)]

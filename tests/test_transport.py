@@ -119,6 +119,7 @@ async def test_a_mistake_in_the_background_is_told_once_and_not_retried(
     extension = Failing()
     async with client_with(server, extension) as client:
         await client.subscribe(EVENT)
+        await held(server)
         extension.fails_on = CONNECT
         wanted = [server.publish(EVENT)]
         assert await receive(client) == wanted
@@ -313,6 +314,29 @@ async def test_a_request_that_finds_its_session_gone_is_tried_again(
             await soon(client.subscribe(EVENT))
             assert client.subscriptions == {EVENT}
             await soon(client.unsubscribe(EVENT))
+
+
+async def test_a_subscription_right_after_opening_uses_the_connection_that_is_there(
+    server: StreamingServer,
+) -> None:
+    async with client_for(server) as client:
+        await client.subscribe(EVENT)
+        await held(server)
+        meta = [request.channel for request in server.requests if request.kind == "cometd"]
+        assert meta == ["/meta/handshake", CONNECT, "/meta/subscribe", CONNECT]
+
+
+async def test_a_first_subscription_without_an_answer_does_not_keep_events_away(
+    server: StreamingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiosfstream._transport.GIVE_WAY_TIMEOUT", 0.01)
+    server.add_fault(Hang(), on="/meta/subscribe")
+    async with client_for(server) as client:
+        subscribing = asyncio.create_task(client.subscribe(EVENT))
+        await held(server)
+        assert not subscribing.done()
+        subscribing.cancel()
+        await asyncio.wait([subscribing])
 
 
 async def test_something_that_cannot_be_serialised(server: StreamingServer) -> None:

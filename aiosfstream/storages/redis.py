@@ -86,7 +86,9 @@ class RedisStorage(ReplayMarkerStorage):
         try:
             return ReplayMarker(date, json.loads(replay_id))
         except ValueError as error:
-            raise ReplayError(f"The Redis key {key!r} holds no replay marker: {error}.") from error
+            raise ReplayError(
+                f"The Redis key {key!r} holds no replay marker: {error}. Delete it, or use another prefix."
+            ) from error
 
     async def set_replay_marker(self, subscription: str, replay_marker: ReplayMarker) -> None:
         """Store a marker, whatever is stored.
@@ -114,7 +116,7 @@ class RedisStorage(ReplayMarkerStorage):
             replay_id = json.dumps(marker.replay_id)
         except (TypeError, ValueError) as error:
             raise ReplayError(
-                f"A replay id of {subscription} cannot be stored: {error}."
+                f"A replay id of {subscription} cannot be stored: {error}. It should be something that JSON has."
             ) from error
         key, date = self._key(subscription), _sound(marker.date)
         moment = repr(max(instant(marker.date), _NO_DATE))

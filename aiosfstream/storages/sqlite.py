@@ -192,7 +192,9 @@ class SQLiteStorage(ReplayMarkerStorage):
         try:
             json.dumps(replay_marker.replay_id)
         except (TypeError, ValueError) as error:
-            raise ReplayError(f"A replay id of {subscription} cannot be stored: {error}") from error
+            raise ReplayError(
+                f"A replay id of {subscription} cannot be stored: {error}. It should be something that JSON has."
+            ) from error
         self._add(subscription, _Pending(replay_marker, forced=True))
         await self.flush()
 
@@ -463,10 +465,11 @@ _ADVICE: Final = {
     "unable to open": "Look whether its folder exists and this program may write there.",
     "full": "Make room on the disk.",
     "disk I/O": "Look at the disk, which may be full or failing.",
-    "locked": "Another process keeps it locked.",
+    "locked": "Another process keeps it locked: wait for that, or give the storage a path of its own.",
 }
 
 
 def _explanation(path: str, error: Exception) -> str:
     advice = [text for part, text in _ADVICE.items() if part in str(error)]
-    return " ".join([f"The marker file {path!r} cannot be used: {error}.", *advice[:1]])
+    step = [*advice, "Look whether it is a file that this program may read and write."][0]
+    return f"The marker file {path!r} cannot be used: {error}. {step}"

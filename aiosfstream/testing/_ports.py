@@ -129,4 +129,6 @@ def _at_once(coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
         result: ResultT = stop.value
         return result
     coroutine.close()
-    raise RuntimeError("this event loop waits for something when it makes a server")
+    raise RuntimeError(
+        "this loop's create_server() waits for something: use an event loop of asyncio"
+    )

@@ -520,7 +520,9 @@ class StreamingServer:
         while not predicate(self):
             left = deadline - time.monotonic()
             if left <= 0:
-                raise TimeoutError(f"the server did not come to that in {timeout} seconds")
+                raise TimeoutError(
+                    f"the server did not come to that in {timeout} seconds: look at its requests and violations"
+                )
             # Sessions expire without an event, hence the upper bound.
             await self._next_change(min(left, 0.1))
 
