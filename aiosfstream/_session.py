@@ -671,32 +671,21 @@ class Session:
             0.0 if self._hasty_answers < 3 else min(5.0, 0.05 * 2.0 ** min(self._hasty_answers, 10))
         )
 
-    def next_to_resubscribe(self, now: float) -> Subscription | None:
+    def next_to_resubscribe(self) -> Subscription | None:
         """Give the next channel to subscribe again, with the id to resume from, or None if all are."""
         while self._to_resubscribe:
             subscription = self._to_resubscribe[0]
             if self.subscriptions.get(subscription.channel) is subscription:
                 if not subscription.fell_back:
-                    self._aim(subscription, now)
+                    self._aim(subscription)
                 return subscription
             del self._to_resubscribe[0]
         self._enter(State.CONNECTING, "all channels subscribed")
         return None
 
-    def _aim(self, subscription: Subscription, now: float) -> None:
-        position = self._positions[subscription.key]
-        if position.resume is not None:
-            subscription.stamp = position.resume
-            return
-        subscription.stamp = subscription.start
-        if subscription.start in (None, NEW_EVENTS) and self.lost_since is not None:
-            LOGGER.warning(
-                "%s is subscribed again for new events only, since none was received before: what was"
-                " published in the last %.1f seconds is not delivered; subscribe with a replay id or keep markers to"
-                " have it",
-                subscription.channel,
-                now - self.lost_since,
-            )
+    def _aim(self, subscription: Subscription) -> None:
+        resume = self._positions[subscription.key].resume
+        subscription.stamp = subscription.start if resume is None else resume
 
     def resubscribe_done(
         self, subscription: Subscription, result: JsonObject | Failure, now: float
@@ -707,7 +696,7 @@ class Session:
             return
         if result["successful"]:
             self._storage_attempts = 0
-            self._resumed(subscription)
+            self._resumed(subscription, now)
         elif (verdict := judge_request(result)) is not Verdict.PROCEED:
             self._recover(verdict, _refusal(result), now)
             return
@@ -716,8 +705,18 @@ class Session:
         if self._server_left:
             self._farewell(result, now)
 
-    def _resumed(self, subscription: Subscription) -> None:
+    def _resumed(self, subscription: Subscription, now: float) -> None:
         self._to_resubscribe.remove(subscription)
+        # Only now is it known what the storage had. A fallback has been reported already.
+        from_now_on = subscription.sent_start in (None, NEW_EVENTS) and not subscription.fell_back
+        if from_now_on and self.lost_since is not None:
+            LOGGER.warning(
+                "%s is subscribed again for new events only, since none was received before: what was"
+                " published in the last %.1f seconds is not delivered; subscribe with a replay id or"
+                " keep markers to have it",
+                subscription.channel,
+                now - self.lost_since,
+            )
         self._report(
             ConnectionEvent(
                 ConnectionEventKind.CHANNEL_RESUMED,

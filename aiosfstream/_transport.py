@@ -376,7 +376,7 @@ class LongPollingTransport(Transport):
 
     async def _resubscribe(self) -> None:
         session = self._session
-        subscription = session.next_to_resubscribe(self._loop.time())
+        subscription = session.next_to_resubscribe()
         if subscription is None:
             return
         try:

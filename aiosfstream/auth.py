@@ -1179,7 +1179,9 @@ def advise(error: str, description: str, status: int) -> tuple[str, bool]:
     for pattern, advice in _ADVICE:
         if re.search(pattern, description, re.I):
             return advice, False
-    return _ADVICE_BY_CODE.get(error, _LOOK_IT_UP), status >= 500 or status in (408, 429)
+    if status >= 500 or status in (408, 429):
+        return _ADVICE_BY_CODE.get(error, "Try again later."), True
+    return _ADVICE_BY_CODE.get(error, _LOOK_IT_UP), False
 
 
 def _load_private_key(private_key: str | bytes) -> Any:

@@ -53,8 +53,8 @@ _ADVICE: Final = (
     (r"limit|exceeded", "Wait until the limit allows it again, or use fewer clients and events."),
     (r"\b503:|too busy", "Try again later."),
     (r"\breplay\s?id\b", "Use another replay id, or ReplayOption.NEW_EVENTS."),
-    (r"\b401:", "Check that the user may use the API, and log in again."),
-    (r"\b402:|unknown client|unknown session", "A new session is needed: open the client again."),
+    (r"\b401:", "A new token is needed: check that the user may use the API."),
+    (r"\b402:|unknown client|unknown session", "A new session is needed: try again."),
     (r"\b40[034]:", "Check the channel's name and the user's permissions for it."),
 )
 _LOOK_IT_UP: Final = (

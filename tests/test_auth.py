@@ -357,7 +357,7 @@ def test_an_assertion_is_for_the_right_audience(
         ("invalid_grant", "inactive organization", "locked", False),
         ("invalid_grant", "login rate exceeded", "wait, up to an hour", True),
         ("invalid_grant", "LOGIN_RATE_EXCEEDED", "wait, up to an hour", True),
-        ("invalid_grant", "something new", "", False),
+        ("invalid_grant", "something new", "Check login_url, the app", False),
         ("invalid_client_id", "client identifier invalid", "ten minutes", False),
         ("invalid_client", "invalid client credentials", "consumer secret", False),
         ("invalid_request", "must use HTTP POST", "login_url", False),
@@ -376,7 +376,12 @@ def test_an_assertion_is_for_the_right_audience(
         ("system_down", "", "try again later", True),
         ("slow_down", "", "try again later", True),
         ("unknown_error", "", "try again later", True),
-        ("", "failed to authenticate the integration, please generate a key", "", False),
+        (
+            "",
+            "failed to authenticate the integration, please generate a key",
+            "Check login_url, the app",
+            False,
+        ),
     ],
 )
 async def test_a_refusal_says_what_to_do(
@@ -384,7 +389,7 @@ async def test_a_refusal_says_what_to_do(
 ) -> None:
     sentence, again = advise(error, description, 400)
     assert advice in sentence
-    assert (sentence == "") is (advice == "")
+    assert advice
     assert again is retryable
     async with endpoint(refusal(error, description)) as served:
         refused = await failure(password(served.url))
@@ -398,10 +403,12 @@ async def test_a_refusal_says_what_to_do(
 
 
 def test_a_status_may_say_more_than_the_words() -> None:
-    assert advise("", "", 429) == ("", True)
-    assert advise("", "", 408) == ("", True)
-    assert advise("", "", 503) == ("", True)
-    assert advise("invalid_grant", "", 401) == ("", False)
+    assert advise("", "", 429) == ("Try again later.", True)
+    assert advise("", "", 408) == ("Try again later.", True)
+    assert advise("", "", 503) == ("Try again later.", True)
+    advice, retryable = advise("invalid_grant", "", 401)
+    assert advice.startswith("Check login_url")
+    assert not retryable
 
 
 # A successful log-in
@@ -1128,7 +1135,9 @@ async def test_a_callable_that_gives_the_refused_token_again_is_tried_later() ->
 
     authenticator = AccessTokenAuthenticator(INSTANCE, fetch)
     await authenticator.authenticate()
-    with pytest.raises(AuthenticationError, match="gave the one that was refused") as caught:
+    with pytest.raises(
+        AuthenticationError, match=r"gave the one that \S+ refused"
+    ) as caught:
         await authenticator.reauthenticate(f"Bearer {TOKEN}")
     assert caught.value.retryable
 

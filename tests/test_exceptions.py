@@ -24,6 +24,8 @@ from aiosfstream.exceptions import (
     translate_errors_context,
 )
 
+LOOK_IT_UP = 'See "Streaming API Error Codes" in Salesforce\'s Streaming API Developer Guide.'
+
 
 def exceptions_of(module: Any) -> dict[str, type[Exception]]:
     """Give the exceptions that a module defines."""
@@ -98,17 +100,38 @@ def test_a_server_error_without_a_response() -> None:
 @pytest.mark.parametrize(
     ("response", "text"),
     [
-        ({"error": "403::No access."}, "Subscribe request failed: 403::No access."),
+        (
+            {"error": "403::No access."},
+            "Subscribe request failed: 403::No access. Check the channel's name and the user's"
+            " permissions for it.",
+        ),
         (
             {"error": "401::x", "ext": {"sfdc": {"failureReason": "503::busy"}}},
-            "Subscribe request failed: 401::x; reason: 503::busy.",
+            "Subscribe request failed: 401::x; reason: 503::busy. Try again later.",
         ),
         (
             {"subscription": "/event/A", "error": "403::x"},
-            "Subscribe request failed (channel /event/A): 403::x.",
+            "Subscribe request failed (channel /event/A): 403::x. Check the channel's name and the"
+            " user's permissions for it.",
         ),
-        ({"ext": {"sfdc": 5}}, "Subscribe request failed."),
-        ({"ext": 5, "subscription": 7}, "Subscribe request failed."),
+        (
+            {"channel": "/meta/connect", "error": "403::Unknown client"},
+            "Subscribe request failed (channel /meta/connect): 403::Unknown client. A new session is"
+            " needed: try again.",
+        ),
+        (
+            {"error": "403::Organization total events daily limit exceeded"},
+            "Subscribe request failed: 403::Organization total events daily limit exceeded. Wait until"
+            " the limit allows it again, or use fewer clients and events.",
+        ),
+        (
+            {"error": "400::The replayId {82} you provided was invalid."},
+            "Subscribe request failed: 400::The replayId {82} you provided was invalid. Use another"
+            " replay id, or ReplayOption.NEW_EVENTS.",
+        ),
+        ({"ext": {"sfdc": 5}}, f"Subscribe request failed. {LOOK_IT_UP}"),
+        ({"ext": 5, "subscription": 7}, f"Subscribe request failed. {LOOK_IT_UP}"),
+        ({"successful": True}, "Subscribe request failed."),
     ],
 )
 def test_a_server_error_is_a_sentence(response: dict[str, Any], text: str) -> None:
@@ -117,7 +140,7 @@ def test_a_server_error_is_a_sentence(response: dict[str, Any], text: str) -> No
 
 def test_a_channel_is_named_once() -> None:
     error = ServerError("Channel /event/A is lost", {"subscription": "/event/A", "error": "403::x"})
-    assert str(error) == "Channel /event/A is lost: 403::x."
+    assert str(error).startswith("Channel /event/A is lost: 403::x. ")
 
 
 def test_an_authentication_error_carries_what_the_endpoint_said() -> None:
@@ -291,6 +314,6 @@ async def test_an_error_of_a_generator_that_is_being_closed_is_translated() -> N
 def test_the_cause_of_a_translated_error_is_not_said_twice() -> None:
     original = cometd.ServerError("Refused.", {"error": "403::x"})
     translated = ours.translate(original)
-    assert str(translated) == "Refused: 403::x."
+    assert str(translated).count("403::x") == 1
     assert isinstance(translated, cometd.ServerError)
     assert translated.response is original.response

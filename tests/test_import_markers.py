@@ -184,7 +184,7 @@ def test_a_file_that_is_nothing_of_all_that(tmp_path: Path, content: bytes, sent
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ReplayError, match=r"No such file or directory\.$"):
+    with pytest.raises(ReplayError, match=r"No such file or directory\. Check its name\.$"):
         read_markers(tmp_path / "markers")
     (tmp_path / "markers.db").write_bytes(b"of another Python")
     with pytest.raises(ReplayError, match=r"But there is '.*markers.db'. Import a shelf with"):

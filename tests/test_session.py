@@ -123,7 +123,7 @@ class Table:
     def resubscribe(self, **fields: Any) -> Message:
         """Subscribe the next channel again, and give the message sent."""
         assert self.session.next_step().action is Action.SUBSCRIBE
-        subscription = self.session.next_to_resubscribe(self.now)
+        subscription = self.session.next_to_resubscribe()
         assert subscription is not None
         message = self.session.subscribe_message(subscription)
         self.session.stamp(message, subscription)
@@ -137,7 +137,7 @@ class Table:
         maps: list[Any] = []
         while self.session.state is State.RESUBSCRIBING:
             if len(maps) == len(self.session.subscriptions):
-                assert self.session.next_to_resubscribe(self.now) is None
+                assert self.session.next_to_resubscribe() is None
                 break
             maps.append(self.resubscribe().get("ext", {}).get("replay"))
         self.connect()
@@ -640,7 +640,7 @@ def test_a_fallback_is_tried_once() -> None:
     assert table.resubscribe(error=INVALID_ID)["ext"]["replay"] == {A: 5}
     assert table.resubscribe()["ext"]["replay"] == {A: -2}
     assert table.refusals == [A]
-    assert table.session.next_to_resubscribe(table.now) is None
+    assert table.session.next_to_resubscribe() is None
     table.connect(event(A, 8), event(A, 9))
     assert [message["data"]["event"]["replayId"] for message in table.overwritten] == [8]
     assert ConnectionEventKind.FALLBACK_USED in table.kinds()
@@ -653,7 +653,7 @@ def test_each_renewal_may_use_the_fallback() -> None:
         table.handshake()
         table.resubscribe(error=INVALID_ID)
         assert table.resubscribe()["ext"]["replay"] == {A: -2}
-        assert table.session.next_to_resubscribe(table.now) is None
+        assert table.session.next_to_resubscribe() is None
         table.connect()
     assert table.refusals == [A] * 3
     table.connect(event(A, 8))
@@ -692,7 +692,7 @@ def test_a_fallback_that_is_refused_as_well() -> None:
     table.resubscribe(error=INVALID_ID)
     assert [type(error) for error in table.session.errors] == [ServerError]
     assert table.session.subscriptions == {}
-    assert table.session.next_to_resubscribe(table.now) is None
+    assert table.session.next_to_resubscribe() is None
     assert ConnectionEventKind.CHANNEL_LOST in table.kinds()
 
 
@@ -741,7 +741,7 @@ def test_a_goodbye_while_resubscribing() -> None:
     table = Table().open(A)
     table.connect(**UNKNOWN)
     table.handshake()
-    subscription = table.session.next_to_resubscribe(0)
+    subscription = table.session.next_to_resubscribe()
     assert subscription is not None
     message = table.session.subscribe_message(subscription)
     _, reply = table.exchange(message, {"channel": "/meta/disconnect"})
@@ -770,11 +770,11 @@ def test_a_failed_resubscription_is_repeated() -> None:
     table = Table().open(A)
     table.connect(**UNKNOWN)
     table.handshake()
-    subscription = table.session.next_to_resubscribe(0)
+    subscription = table.session.next_to_resubscribe()
     assert subscription is not None
     table.session.resubscribe_done(subscription, failure(Trouble.NOT_SENT), 0)
     assert table.session.state is State.RESUBSCRIBING
-    assert table.session.next_to_resubscribe(0) is subscription
+    assert table.session.next_to_resubscribe() is subscription
 
 
 # Recovery
@@ -891,7 +891,7 @@ def test_what_a_handshake_puts_an_end_to() -> None:
     assert table.session.farewell_id is None
     # A goodbye in the answer to a handshake is to the session before.
     table.resubscribe()
-    assert table.session.next_to_resubscribe(table.now) is None
+    assert table.session.next_to_resubscribe() is None
     table.connect()
     assert table.session.state is State.CONNECTED
     assert table.kinds()[-3:] == [
@@ -952,7 +952,7 @@ def test_cookies_are_thrown_away_three_times() -> None:
         table.handshake()
         assert not table.session.clear_cookies
         table.resubscribe()
-        table.session.next_to_resubscribe(0)
+        table.session.next_to_resubscribe()
     table.connect(**refusal)
     assert table.session.state is State.STOPPED
 
@@ -1143,7 +1143,7 @@ def test_where_each_failure_leads(
     table = Table().open(A, B)
     table.connect(**UNKNOWN)
     table.handshake()
-    subscription = table.session.next_to_resubscribe(table.now)
+    subscription = table.session.next_to_resubscribe()
     assert subscription is not None
     result = _as_result(table, outcome)
     table.session.resubscribe_done(subscription, result, table.now)
@@ -1355,7 +1355,7 @@ def test_a_session_that_is_lost_before_the_fallback_was_sent(
     table.connect(event(A, 5))
     table.connect(**UNKNOWN)
     table.handshake()
-    subscription = table.session.next_to_resubscribe(table.now)
+    subscription = table.session.next_to_resubscribe()
     assert subscription is not None
     message = table.session.subscribe_message(subscription)
     _, reply = table.exchange(message, {"channel": "/meta/disconnect"}, error=INVALID_ID)
@@ -1423,7 +1423,7 @@ def take_step(table: Table, action: Action, messages: list[Message]) -> None:
         assert session.waits_for_credentials
         session.unpark()
         return
-    subscription = session.next_to_resubscribe(table.now) if action is Action.SUBSCRIBE else None
+    subscription = session.next_to_resubscribe() if action is Action.SUBSCRIBE else None
     if action is Action.HANDSHAKE:
         request = session.handshake_message(["long-polling"])
     elif subscription is not None:

@@ -105,7 +105,7 @@ class Hour:
         elif action is Action.CONNECT:
             request = session.connect_message()
         else:
-            subscription = session.next_to_resubscribe(table.now)
+            subscription = session.next_to_resubscribe()
             if subscription is None:
                 return
             request = session.subscribe_message(subscription)

@@ -192,7 +192,7 @@ class World:
             if not any(one.subscription for one in self.others):
                 self.line = self.fly(self.session.handshake_message(["long-polling"]))
         elif step.action is Action.SUBSCRIBE:
-            subscription = self.session.next_to_resubscribe(self.now)
+            subscription = self.session.next_to_resubscribe()
             if subscription is not None:
                 request = self.session.subscribe_message(subscription)
                 self.line = self.fly(request, subscription)
