@@ -21,7 +21,7 @@ JWT = ["PyJWT[crypto]>=2.8"]
 REDIS = ["redis>=5.0"]
 DOCS = ["Sphinx>=8.1", "furo>=2024.8.6"]
 LINT = ["ruff>=0.17,<0.18"]
-TYPES = ["mypy>=2.4,<2.5", "types-docutils", "types-psutil"]
+TYPES = ["mypy>=2.4,<2.5", "pyright>=1.1.400", "types-docutils", "types-psutil"]
 TEST = [
     *JWT,
     *REDIS,

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from enum import Enum, unique
 from types import TracebackType
-from typing import Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar, cast
 
 import aiohttp
 from aiocometd.client import Client as CometdClient
@@ -34,6 +34,10 @@ from .replay import (
     ReplayMarkerStorage,
     ReplayOption,
 )
+
+if TYPE_CHECKING:
+    # In typing from Python 3.11 on; every type checker knows this one.
+    from typing_extensions import Unpack
 
 __all__ = [
     "API_VERSION",
@@ -536,6 +540,25 @@ class Client(BaseClient):
         await super().__aexit__(exc_type, exc_val, exc_tb)  # type: ignore[arg-type]
 
 
+class ClientOptions(TypedDict, total=False):
+    """The keywords of :class:`Client`, for those who pass them on: see there."""
+
+    replay: ReplayOption | ReplayMarkerStorage | MutableMapping[str, Any] | None
+    replay_fallback: ReplayOption | None
+    replay_storage_policy: ReplayMarkerStoragePolicy
+    connection_timeout: float | None
+    max_pending_count: int
+    json_dumps: _http.Dumper
+    json_loads: _http.Loader
+    loop: asyncio.AbstractEventLoop | None
+    api_version: str
+    session_factory: SessionFactory
+    ssl: SSLValidationMode | None
+    request_timeout: float
+    poll_timeout: float | None
+    observer: Callable[[ConnectionEvent], None] | None
+
+
 class SalesforceStreamingClient(Client):
     """A :class:`Client` that logs in with a username and a password.
 
@@ -558,7 +581,7 @@ class SalesforceStreamingClient(Client):
         password: str,
         sandbox: bool = False,
         login_url: str | None = None,
-        **options: Any,
+        **options: Unpack[ClientOptions],
     ) -> None:
         authenticator = PasswordAuthenticator(
             consumer_key, consumer_secret, username, password, sandbox=sandbox, login_url=login_url

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from datetime import datetime, timezone
 from enum import IntEnum, unique
 from types import MappingProxyType, TracebackType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from aiocometd.constants import MetaChannel
 from aiocometd.extensions import Extension
@@ -414,7 +414,7 @@ class ReplayMarkerStorage(Extension):
 
     # Storing after processing
 
-    def __call__(self, message: JsonObject) -> ReplayMarkerStorageContextManager:
+    def __call__(self, message: Mapping[str, Any]) -> ReplayMarkerStorageContextManager:
         """Store the marker of *message* behind its processing::
 
             async with client.replay_storage(message):
@@ -429,7 +429,8 @@ class ReplayMarkerStorage(Extension):
         :param message: the message, in flight from this call on
         :return: a context manager to be entered once
         """
-        return ReplayMarkerStorageContextManager(self, message)
+        # A TypedDict is a Mapping for type checkers, and no dict.
+        return ReplayMarkerStorageContextManager(self, cast(JsonObject, message))
 
     def _start(self, message: JsonObject) -> _Place:
         self._clear_abandoned()

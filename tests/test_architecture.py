@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "aiosfstream"
 ARROWS: dict[str, set[str]] = {
     "exceptions": set(),
     "events": set(),
+    "types": set(),
     "_mailbox": set(),
     "_reporter": {"events"},
     "_http": {"exceptions"},

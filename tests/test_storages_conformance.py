@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import shelve
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +124,8 @@ class Always(MappingStorage):
 class Eager(MappingStorage):
     """Stores the marker of a message before it has been processed."""
 
-    def __call__(self, message: Message) -> Any:
-        marker = self._marker_of(message)
+    def __call__(self, message: Mapping[str, Any]) -> Any:
+        marker = self._marker_of(dict(message))
         assert marker is not None
         self.mapping[message["channel"]] = marker
         return super().__call__(message)

@@ -1,0 +1,133 @@
+"""How programs use the package, for the type checkers: nothing here is run."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+from typing_extensions import assert_type
+
+from aiosfstream import (
+    AccessTokenAuthenticator,
+    Client,
+    ReplayMarker,
+    ReplayMarkerStorage,
+    ReplayMarkerStoragePolicy,
+    ReplayOption,
+    SalesforceStreamingClient,
+    ServerError,
+    SQLiteStorage,
+)
+from aiosfstream.auth import AuthenticatorBase
+from aiosfstream.types import (
+    ChangeEventPayload,
+    Message,
+    PlatformEventMessage,
+    is_change_event,
+    is_generic_event,
+    is_platform_event,
+    is_push_topic_event,
+)
+
+
+class AccountChange(ChangeEventPayload, total=False):
+    """A payload with the fields of one's own."""
+
+    Name: str
+
+
+class Markers(ReplayMarkerStorage):
+    """A storage of one's own."""
+
+    async def get_replay_marker(self, subscription: str) -> ReplayMarker | None:
+        return ReplayMarker(date="2026-01-01T00:00:00Z", replay_id=1)
+
+    async def set_replay_marker(self, subscription: str, replay_marker: ReplayMarker) -> None:
+        assert_type(replay_marker.replay_id, int)
+
+
+async def stream(authenticator: AuthenticatorBase) -> None:
+    """Receive, in every way."""
+    async with Client(authenticator, replay=Markers()) as client:
+        assert_type(client, Client)
+        await client.subscribe("/event/Low_Ink__e", replay=ReplayOption.ALL_EVENTS)
+        assert_type(await client.receive(), dict[str, Any])
+        async for message in client:
+            assert_type(message, dict[str, Any])
+            handle(message)
+            async with client.replay_storage(message):
+                pass
+            event = cast(PlatformEventMessage, message)
+            async with client.replay_storage(event):
+                pass
+
+
+def handle(message: dict[str, Any]) -> None:
+    """Tell the kinds apart."""
+    if is_change_event(message):
+        payload = message["data"]["payload"]
+        assert_type(payload["ChangeEventHeader"]["recordIds"], list[str])
+        assert_type(payload["ChangeEventHeader"]["commitTimestamp"], int)
+        fields = cast(AccountChange, payload)
+        assert_type(fields.get("Name"), str | None)
+        payload["ChangeEventHeader"]["changeTyp"]  # type: ignore[typeddict-item]  # pyright: ignore[reportGeneralTypeIssues]
+    elif is_platform_event(message):
+        assert_type(message["data"]["event"]["replayId"], int)
+        assert_type(message["data"]["payload"]["Ink__c"], Any)
+    elif is_push_topic_event(message):
+        assert_type(message["data"]["event"]["createdDate"], str)
+        assert_type(message["data"]["sobject"], dict[str, Any])
+    elif is_generic_event(message):
+        assert_type(message["data"]["payload"], str)
+
+
+def channel_of(message: Message) -> str:
+    """Take any kind of message."""
+    return message["channel"]
+
+
+def clients() -> None:
+    """Make clients, rightly and wrongly."""
+    SalesforceStreamingClient(
+        consumer_key="",
+        consumer_secret="",
+        username="",
+        password="",
+        replay={"/event/Low_Ink__e": 5},
+        replay_storage_policy=ReplayMarkerStoragePolicy.MANUAL,
+        connection_timeout=None,
+    )
+    SalesforceStreamingClient(  # type: ignore[call-arg]
+        consumer_key="",
+        consumer_secret="",
+        username="",
+        password="",
+        reply=None,  # pyright: ignore[reportCallIssue]
+    )
+    SalesforceStreamingClient(
+        consumer_key="",
+        consumer_secret="",
+        username="",
+        password="",
+        max_pending_count="many",  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    )
+    Client(AccessTokenAuthenticator("https://example.my.salesforce.com", "token"), replay=None)
+    Client("token")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def storages() -> None:
+    """Use a storage by itself."""
+    async with SQLiteStorage("markers.db") as storage:
+        assert_type(storage, SQLiteStorage)
+        assert_type(await storage.get_replay_marker("/event/Low_Ink__e"), ReplayMarker | None)
+
+
+def errors(error: ServerError) -> None:
+    """Look at an error."""
+    assert_type(error.error_code, int | None)
+    assert_type(error.error_message, str | None)
+
+
+def iterate(client: Client) -> AsyncIterator[dict[str, Any]]:
+    """Get the iterator itself."""
+    return aiter(client)
