@@ -1135,9 +1135,7 @@ async def test_a_callable_that_gives_the_refused_token_again_is_tried_later() ->
 
     authenticator = AccessTokenAuthenticator(INSTANCE, fetch)
     await authenticator.authenticate()
-    with pytest.raises(
-        AuthenticationError, match=r"gave the one that \S+ refused"
-    ) as caught:
+    with pytest.raises(AuthenticationError, match=r"gave the one that \S+ refused") as caught:
         await authenticator.reauthenticate(f"Bearer {TOKEN}")
     assert caught.value.retryable
 

@@ -283,6 +283,12 @@ def all_sites() -> list[Site]:
 
 
 SITES = all_sites()
+#: The text that each function of :data:`AROUND` puts around another.
+TEMPLATES = {
+    (site.module, site.function.rpartition(".")[2]): site.text or ""
+    for site in SITES
+    if site.what in OURS and (site.module, site.function.rpartition(".")[2]) in AROUND
+}
 
 
 def faults_of(site: Site) -> list[str]:
@@ -303,12 +309,11 @@ def _faults_of_text(site: Site) -> Iterator[str]:
     if site.what == "ServerError":
         # Its str() adds the channel, the server's reasons, and what to do about them.
         text += " (channel {channel}): {reasons}. {advice}"
-    if site.what in {name for _, name in AROUND}:
-        text = "Request failed: " + text
-        if site.what == "_failure":
-            text += " {url} {_NEXT_STEPS[trouble]}"
-        if site.what == "_useless":
-            text += " {self._token_url}"
+    if (site.module, site.what) in AROUND:
+        around = TEMPLATES[site.module, site.what]
+        part = re.compile(r"\{[^}]*\b" + AROUND[site.module, site.what] + r"\b[^}]*\}")
+        assert part.search(around), f"{site.what}() leaves out what it is given"
+        text = part.sub(lambda _: site.text or "", around)
     plain = re.sub(r"\{[^}]*\}", "X", text)
     if len(plain.split()) < WORDS:
         yield f"it has fewer than {WORDS} words"
