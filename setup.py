@@ -21,15 +21,18 @@ JWT = ["PyJWT[crypto]>=2.8"]
 REDIS = ["redis>=5.0"]
 DOCS = ["Sphinx>=8.1", "furo>=2024.8.6"]
 LINT = ["ruff>=0.17,<0.18"]
-TYPES = ["mypy>=2.4,<2.5", "pyright>=1.1.400", "types-docutils", "types-psutil"]
+TYPES = ["mypy>=2.4,<2.5", "pyright>=1.1.400", "types-docutils", "types-psutil", "types-PyYAML"]
 TEST = [
     *JWT,
     *REDIS,
     "build>=1.2",
     "coverage>=7.10",
     "hypothesis>=6.100",
+    "opentelemetry-sdk>=1.25",
     "orjson>=3.10",
+    "prometheus-client>=0.20",
     "psutil>=6.0",
+    "PyYAML>=6.0",
     "pytest>=9.0",
     "pytest-asyncio>=1.3",
     "pytest-timeout>=2.4",

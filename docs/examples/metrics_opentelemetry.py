@@ -1,0 +1,55 @@
+"""Report events, and what happens to the connection, by OpenTelemetry."""
+
+import asyncio
+import os
+
+from opentelemetry import metrics, trace
+
+from aiosfstream import (
+    Client,
+    ClientCredentialsAuthenticator,
+    ConnectionEvent,
+    ReplayOption,
+    SQLiteStorage,
+)
+
+# The provider, and with it where all this goes, is set by whoever starts the program.
+meter = metrics.get_meter("salesforce-events")
+tracer = trace.get_tracer("salesforce-events")
+events = meter.create_counter("salesforce.events", unit="{event}")
+changes = meter.create_counter("salesforce.connection.changes", unit="{change}")
+
+
+def observe(event: ConnectionEvent) -> None:
+    attributes = {"kind": event.kind.name.lower()}
+    if event.channel is not None:
+        attributes["channel"] = event.channel
+    changes.add(1, attributes)
+
+
+async def main() -> None:
+    authenticator = ClientCredentialsAuthenticator(
+        os.environ["SALESFORCE_CONSUMER_KEY"],
+        os.environ["SALESFORCE_CONSUMER_SECRET"],
+        login_url=os.environ["SALESFORCE_LOGIN_URL"],
+    )
+    async with SQLiteStorage("markers.db", default_id=ReplayOption.ALL_EVENTS) as storage:
+        async with Client(authenticator, replay=storage, observer=observe) as client:
+            await client.subscribe("/event/Low_Ink__e")
+            async for message in client:
+                channel = message["channel"]
+                with tracer.start_as_current_span(
+                    f"process {channel}",
+                    kind=trace.SpanKind.CONSUMER,
+                    attributes={
+                        "messaging.system": "salesforce",
+                        "messaging.destination.name": channel,
+                        "messaging.message.id": str(message["data"]["event"]["replayId"]),
+                    },
+                ):
+                    print(message["data"]["payload"])
+                events.add(1, {"channel": channel})
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
