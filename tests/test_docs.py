@@ -120,7 +120,9 @@ def test_every_example_that_a_page_shows_exists() -> None:
             assert path.is_file(), f"{page.name} shows {target}, which is not there"
             assert EXAMPLES in path.parents
             shown.add(path)
-    assert shown == {*EXAMPLES.glob("*.py"), *EXAMPLES.glob("deploy/*")}, "an example is shown nowhere"
+    assert shown == {*EXAMPLES.glob("*.py"), *EXAMPLES.glob("deploy/*")}, (
+        "an example is shown nowhere"
+    )
 
 
 def test_every_example_is_run_by_a_test() -> None:

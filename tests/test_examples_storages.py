@@ -1,6 +1,7 @@
 """The examples about storages, killed where that is what they are about."""
 
 import asyncio
+import os
 import random
 import signal
 import sqlite3
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from aiosfstream.testing import StreamingServer
-from tests.programs import EXAMPLES, Programs, repeated, wait_until
+from tests.programs import EXAMPLES, Program, Programs, repeated, wait_until
 from tests.redis_server import RedisServer
 
 INK, ORDER = "/event/Low_Ink__e", "/event/Order__e"
@@ -135,3 +136,30 @@ def test_the_test_of_a_storage_of_ones_own(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 passed" in done.stdout
+
+
+async def test_the_tutorial(tmp_path: Path) -> None:
+    environment = {**os.environ}
+    org = Program("tutorial_org", tmp_path / "org.out", environment)
+    try:
+        await wait_until(lambda: len(org.lines()) == 3)
+        for line in org.lines():
+            name, value = line.removeprefix("export ").split("=", 1)
+            environment[name] = value
+        orders: list[int] = []
+        for number in (signal.SIGINT, signal.SIGKILL, signal.SIGINT):
+            consumer = Program("tutorial_consumer", tmp_path / "consumer.out", environment)
+            await wait_until(lambda: len(orders_of(consumer)) > len(orders))  # noqa: B023
+            await consumer.end(number)
+            assert consumer.errors == ""
+            orders = orders_of(consumer)
+        # What was processed last before the kill may come again.
+        assert sorted(set(orders)) == list(range(1, max(orders) + 1))
+        assert len(orders) - len(set(orders)) <= 1
+    finally:
+        await org.end(signal.SIGINT)
+    assert org.errors == ""
+
+
+def orders_of(program: Program) -> list[int]:
+    return [int(line.split()[1]) for line in program.lines()]

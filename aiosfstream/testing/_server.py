@@ -752,8 +752,10 @@ class StreamingServer:
         part = web.StreamResponse(status=response.status)
         part.content_type = "application/json"
         part.content_length = len(body)
-        await part.prepare(request)
-        await part.write(body[: len(body) // 2 if size is None else size])
+        # Another fault may have cut the connection already.
+        with suppress(ConnectionResetError):
+            await part.prepare(request)
+            await part.write(body[: len(body) // 2 if size is None else size])
 
 
 def _kind(path: str) -> str:
