@@ -49,12 +49,16 @@ setup(
     long_description=(ROOT / "README.rst").read_text(encoding="utf-8"),
     long_description_content_type="text/x-rst",
     author="aiosfstream contributors",
-    url="https://pypi.org/project/aiosfstream/",
+    url="https://aiosfstream.readthedocs.io/",
+    project_urls={
+        "Documentation": "https://aiosfstream.readthedocs.io/",
+        "Changelog": "https://aiosfstream.readthedocs.io/en/latest/changelog.html",
+    },
     license_expression="MIT",
     license_files=["LICENSE"],
     keywords="salesforce streaming api cometd bayeux asyncio aiohttp change data capture",
     classifiers=[
-        "Development Status :: 4 - Beta",
+        "Development Status :: 5 - Production/Stable",
         "Framework :: AsyncIO",
         "Framework :: Pytest",
         "Intended Audience :: Developers",

@@ -42,7 +42,7 @@ from .replay import (
 if TYPE_CHECKING:
     from .storages.sqlite import SQLiteStorage
 
-__version__ = "1.0.0.dev0"
+__version__ = "1.0.0"
 
 __all__ = [
     "AccessTokenAuthenticator",
