@@ -7,6 +7,7 @@ import json
 import logging
 import random
 import re
+import sys
 import warnings
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from enum import Enum, unique
@@ -35,15 +36,27 @@ from .replay import (
     ReplayOption,
 )
 
-if TYPE_CHECKING:
-    # In typing from Python 3.11 on; every type checker knows this one.
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+elif TYPE_CHECKING:
+    # Every type checker knows this one, installed or not.
     from typing_extensions import Unpack
+else:
+
+    class Unpack:
+        """Lets ``typing.get_type_hints()``, which evaluates annotations, find something."""
+
+        def __class_getitem__(cls, options: object) -> object:
+            """Give the options as they are."""
+            return options
+
 
 __all__ = [
     "API_VERSION",
     "COMETD_PATH",
     "LOGGER",
     "Client",
+    "ClientOptions",
     "CometdClient",
     "ReplayMarkerStoragePolicy",
     "SalesforceStreamingClient",
@@ -541,7 +554,13 @@ class Client(BaseClient):
 
 
 class ClientOptions(TypedDict, total=False):
-    """The keywords of :class:`Client`, for those who pass them on: see there."""
+    """The keywords of :class:`Client`, for functions and subclasses that pass them on::
+
+        def make_client(**options: Unpack[ClientOptions]) -> Client:
+            return Client(authenticator, **options)
+
+    Each has the meaning and the default that it has there.
+    """
 
     replay: ReplayOption | ReplayMarkerStorage | MutableMapping[str, Any] | None
     replay_fallback: ReplayOption | None

@@ -94,7 +94,7 @@ class _Channel(TypedDict):
 
 
 class Envelope(_Channel):
-    """What all events have in common.
+    """An event of any shape, to ``cast`` to where it fits none of the four kinds.
 
     :ivar channel: the channel that it was delivered on
     :ivar data: the event
@@ -149,8 +149,9 @@ class ChangeEventHeader(_ChangeEventHeader, total=False):
     :ivar commitUser: the id of the user
     :ivar commitNumber: the place among all transactions
     :ivar changedFields: the fields that an update has changed
-    :ivar nulledFields: the fields that an update has emptied
-    :ivar diffFields: the fields that are sent as a difference
+    :ivar nulledFields: the fields that an update has emptied; Salesforce does not send it to CometD clients: here
+        such a field is in the payload, with the value None
+    :ivar diffFields: the fields that are sent as a difference; not sent to CometD clients either
     """
 
     commitNumber: int

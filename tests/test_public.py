@@ -22,6 +22,7 @@ import aiosfstream.events
 import aiosfstream.exceptions
 import aiosfstream.replay
 import aiosfstream.testing
+import aiosfstream.types
 from aiosfstream._transport import LongPollingTransport
 
 PUBLIC = [
@@ -109,6 +110,7 @@ def test_the_names_of_the_modules(module: str) -> None:
         aiosfstream.exceptions,
         aiosfstream.events,
         aiosfstream.testing,
+        aiosfstream.types,
     ],
     ids=lambda module: module.__name__,
 )
@@ -162,7 +164,7 @@ def test_aiocometds_registry_is_untouched() -> None:
 def test_importing_brings_in_nothing_heavy() -> None:
     program = (
         "import sys, aiosfstream;"
-        "print(sorted({'sqlite3', 'jwt', 'cryptography', 'redis', 'pytest', 'argparse'} & set(sys.modules)))"
+        "print(sorted({'sqlite3', 'jwt', 'cryptography', 'redis', 'pytest', 'argparse', 'aiosfstream.types'} & set(sys.modules)))"
     )
     # Coverage, where it measures this, imports what it needs itself.
     env = {name: value for name, value in os.environ.items() if not name.startswith("COV")}

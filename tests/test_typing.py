@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from aiosfstream import Client, types
+from aiosfstream import Client, SalesforceStreamingClient, types
 from aiosfstream.client import ClientOptions
 from aiosfstream.testing import StreamingServer
 from tests.support import client_for, soon
@@ -111,3 +111,19 @@ def test_the_options_are_those_of_the_client() -> None:
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     ]
     assert list(ClientOptions.__annotations__) == keywords
+
+
+def test_hints_can_be_resolved_when_the_program_runs() -> None:
+    """As containers and validators do that fill in the arguments of a class."""
+    hints = typing.get_type_hints(SalesforceStreamingClient.__init__)
+    (options,) = typing.get_args(hints["options"]) or (hints["options"],)
+    assert options is ClientOptions
+    assert (
+        typing.get_type_hints(ClientOptions).keys() <= typing.get_type_hints(Client.__init__).keys()
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in types.__all__ if name.startswith("is_")])
+def test_a_guard_names_the_kind_that_it_tells(name: str) -> None:
+    (kind,) = typing.get_args(typing.get_type_hints(getattr(types, name))["return"])
+    assert (name, kind) in KINDS.values()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
-from typing_extensions import assert_type
+from typing_extensions import Unpack, assert_type
 
 from aiosfstream import (
     AccessTokenAuthenticator,
@@ -19,8 +19,10 @@ from aiosfstream import (
     SQLiteStorage,
 )
 from aiosfstream.auth import AuthenticatorBase
+from aiosfstream.client import ClientOptions
 from aiosfstream.types import (
     ChangeEventPayload,
+    Envelope,
     Message,
     PlatformEventMessage,
     is_change_event,
@@ -44,6 +46,29 @@ class Markers(ReplayMarkerStorage):
 
     async def set_replay_marker(self, subscription: str, replay_marker: ReplayMarker) -> None:
         assert_type(replay_marker.replay_id, int)
+
+
+class Wrong(ReplayMarkerStorage):
+    """A storage whose markers are none."""
+
+    async def get_replay_marker(self, subscription: str) -> str:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+        return "5"
+
+    async def set_replay_marker(self, subscription: str, replay_marker: ReplayMarker) -> None: ...
+
+
+class Vault(AuthenticatorBase):
+    """A log-in of one's own."""
+
+    async def _authenticate(self) -> tuple[int, dict[str, Any]]:
+        return 200, {"access_token": "", "instance_url": "", "token_type": "Bearer"}
+
+
+class Hasty(Client):
+    """A client of one's own, which passes the keywords on."""
+
+    def __init__(self, **options: Unpack[ClientOptions]) -> None:
+        super().__init__(Vault(sandbox=True), **options)
 
 
 async def stream(authenticator: AuthenticatorBase) -> None:
@@ -83,7 +108,17 @@ def handle(message: dict[str, Any]) -> None:
 
 def channel_of(message: Message) -> str:
     """Take any kind of message."""
+    if is_change_event(message):
+        assert_type(message["data"]["payload"]["ChangeEventHeader"]["entityName"], str)
     return message["channel"]
+
+
+def replay_of(message: dict[str, Any]) -> Any:
+    """Take an event of a shape that is not known."""
+    envelope = cast(Envelope, message)
+    assert_type(envelope["data"], dict[str, Any])
+    channel_of(message)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    return envelope["data"].get("event")
 
 
 def clients() -> None:
@@ -112,6 +147,8 @@ def clients() -> None:
         max_pending_count="many",  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     )
     Client(AccessTokenAuthenticator("https://example.my.salesforce.com", "token"), replay=None)
+    Hasty(poll_timeout=30, observer=print)
+    Hasty(poll_timeout="30")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Client("token")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
