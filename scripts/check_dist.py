@@ -1,22 +1,28 @@
 """Build the distributions and try the wheel in a fresh virtual environment.
 
 The wheel is installed without any extra, imported and run from outside the checkout: what it needs
-must be in it or among its requirements.
+must be in it or among its requirements. Then tests of the source distribution are run against it.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
+#: The end-to-end tests that need no other program, and what they need.
+TESTS = [f"tests/test_{name}.py" for name in ("client", "recovery", "auth_flows", "replay", "main")]
+TESTED_BY = ["hypothesis", "orjson", "pytest", "pytest-asyncio", "pytest-timeout", "trustme"]
+
 IMPORT = """
-import aiosfstream, aiosfstream.testing, pathlib, sys
+import aiosfstream, aiosfstream.testing, aiosfstream.types, pathlib, sys
 assert pathlib.Path(sys.prefix) in pathlib.Path(aiosfstream.__file__).parents
 for name in aiosfstream.__all__:
     getattr(aiosfstream, name)
@@ -37,6 +43,18 @@ def main() -> None:
         run([python, "-m", "pip", "check"], place)
         run([python, "-W", "error", "-c", IMPORT], place)
         run([str(scripts / "aiosfstream"), "demo"], place)
+        run([python, "-m", "pip", "install", "--quiet", f"{wheel}[jwt,redis]", *TESTED_BY], place)
+        run([python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS], unpack(place))
+
+
+def unpack(place: Path) -> Path:
+    """Unpack the source distribution, without the package: its tests must find the wheel's."""
+    (sdist,) = (place / "dist").glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(place, filter="data")
+    source = place / sdist.name.removesuffix(".tar.gz")
+    shutil.rmtree(source / "aiosfstream")
+    return source
 
 
 def run(command: list[str], folder: Path) -> None:
