@@ -470,8 +470,10 @@ class LongPollingTransport(Transport):
         events, reply = self._session.receive(messages, ticket)
         if events:
             self._mailbox.extend(events)
-            # The reader runs now, before the next request is prepared and sent.
-            await asyncio.sleep(0)
+            # The reader runs now, before the next request is prepared and sent. After a loss it first has to
+            # be noted that the connection is back.
+            if self.state is TransportState.CONNECTED:
+                await asyncio.sleep(0)
         if reply is None:
             return self._no_reply(message), len(events)
         return reply, len(events)
