@@ -50,6 +50,11 @@ _RECORDS: Final = {
 }
 
 
+_ENDED: Final = (
+    "Closed, since the session has ended for good; open the client again when it is mended: {error}"
+)
+
+
 class Reporter:
     """Logs events and hands them to the observer.
 
@@ -63,12 +68,7 @@ class Reporter:
         """Report *event*. What the observer raises is logged and goes no further."""
         level, text = _RECORDS[event.kind]
         if event.kind is ConnectionEventKind.CLOSED and event.error is not None:
-            level, text = (
-                logging.ERROR,
-                (
-                    "Closed, since the session has ended for good; open the client again when it is mended: {error}"
-                ),
-            )
+            level, text = logging.ERROR, _ENDED
         if LOGGER.isEnabledFor(level):
             LOGGER.log(level, "%s", text.format(**vars(event)))
         if self._observer is None:

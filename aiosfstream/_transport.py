@@ -291,8 +291,13 @@ class LongPollingTransport(Transport):
         Beside a held connect it would need another one: a TLS handshake, and a socket for each client.
         """
         await asyncio.sleep(0)
-        if self._requests:
-            await asyncio.wait(self._requests, timeout=GIVE_WAY_TIMEOUT)
+        deadline = self._loop.time() + GIVE_WAY_TIMEOUT
+        # A request that has found the session gone waits for this task to renew it.
+        while self._requests and self._session.established:
+            left = deadline - self._loop.time()
+            if left <= 0:
+                break
+            await self._signal.changed(left)
 
     async def _take(self, step: Step) -> None:
         if step.action is Action.CONNECT:
@@ -715,6 +720,7 @@ class LongPollingTransport(Transport):
 
     def _request_finished(self, task: asyncio.Task[Any]) -> None:
         self._requests.discard(task)
+        self._signal.wake()
         if not task.cancelled() and task.exception() is not None:
             LOGGER.debug("request failed: %r", task.exception())
 

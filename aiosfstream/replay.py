@@ -487,7 +487,7 @@ class ReplayMarkerStorage(Extension):
         self._abandoned.append(place)
         LOGGER.warning(
             "The processing of a message on %.100s was cancelled or never begun, its marker is not"
-            " stored; the next start from the stored marker gives it again",
+            " stored; a new start gives it again unless one behind it has been stored by then",
             place.message.get("channel"),
         )
 
@@ -548,8 +548,8 @@ class ReplayMarkerStorageContextManager:
     async def _fail(self, exc_type: type[BaseException]) -> None:
         channel = self._message.get("channel")
         LOGGER.warning(
-            "Processing a message on %.100s failed with %s, its marker is not stored; the next start from"
-            " the stored marker gives it again",
+            "Processing a message on %.100s failed with %s, its marker is not stored; a new start gives it"
+            " again only if none behind it has been stored by then",
             channel,
             exc_type.__name__,
         )

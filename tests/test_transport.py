@@ -339,6 +339,16 @@ async def test_a_first_subscription_without_an_answer_does_not_keep_events_away(
         await asyncio.wait([subscribing])
 
 
+async def test_a_first_subscription_that_finds_its_session_gone_has_it_renewed(
+    server: StreamingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiosfstream._transport.GIVE_WAY_TIMEOUT", 3600.0)
+    server.add_fault(ForgetSession(), on="/meta/subscribe")
+    async with client_for(server) as client:
+        await soon(client.subscribe(EVENT))
+        await held(server)
+
+
 async def test_something_that_cannot_be_serialised(server: StreamingServer) -> None:
     async with client_for(server) as client:
         with pytest.raises(TransportError, match="not serialisable"):
