@@ -267,8 +267,9 @@ def receives_plainly(cls: type[BaseClient]) -> bool:
     return (
         cls._get_message is BaseClient._get_message
         and cls._verify_response is _PLAIN_VERIFY
-        and CometdClient.receive is _PLAIN_RECEIVE
-        and CometdClient.__aiter__ is _PLAIN_ITER
+        # A mix-in stands between this package's client and aiocometd's.
+        and super(BaseClient, cls).receive is _PLAIN_RECEIVE
+        and super(BaseClient, cls).__aiter__ is _PLAIN_ITER
     )
 
 

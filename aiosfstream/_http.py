@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from enum import Enum, auto
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import aiohttp
 from aiocometd.typing import JsonObject, SSLValidationMode
@@ -79,14 +80,17 @@ class Failure:
     retry_after: float | None = None
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """A whole HTTP response, whatever its status."""
 
     url: str
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+
+def _ignore() -> None:
+    pass
 
 
 async def post(
@@ -97,6 +101,7 @@ async def post(
     *,
     timeout: aiohttp.ClientTimeout,
     ssl: SSLValidationMode | None = None,
+    progress: Callable[[], None] = _ignore,
 ) -> Answer | Failure:
     """Post *body* and read the whole answer. Redirects are not followed.
 
@@ -106,10 +111,11 @@ async def post(
     :param headers: the request's headers
     :param timeout: how long each phase may take, in seconds
     :param ssl: how to verify TLS, as aiohttp takes it; None: as usual
+    :param progress: called with each piece of the answer that comes behind the first
     :return: the answer, or the failure with the exception that describes it
     """
     try:
-        async with session.post(
+        response = await session.post(
             url,
             data=body,
             headers=headers,
@@ -117,33 +123,45 @@ async def post(
             ssl=True if ssl is None else ssl,
             allow_redirects=False,
             raise_for_status=False,
-        ) as response:
-            content = await _read(response)
+        )
+        content: bytes | None = None
+        try:
+            content = await _read(response.content, progress)
+        finally:
+            # With its last byte read, a response gives its connection back by itself.
             if content is None:
-                return _failure(
-                    Trouble.LOST, url, f"answered with more than {MAX_ANSWER_SIZE} bytes"
-                )
-            return Answer(url, response.status, response.headers, content)
+                response.close()
     except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
-        return _failed(url, error)
+        return failed(url, error)
+    if content is None:
+        return _failure(Trouble.LOST, url, f"answered with more than {MAX_ANSWER_SIZE} bytes")
+    return Answer(url, response.status, response.headers, content)
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes | None:
+async def _read(stream: aiohttp.StreamReader, progress: Callable[[], None]) -> bytes | None:
     """Read the body, or give None if it is longer than anything a sound server sends."""
-    length = response.content_length
-    if length is not None and "Content-Encoding" not in response.headers:
-        return await response.read() if length <= MAX_ANSWER_SIZE else None
+    if stream.is_eof():
+        # Mostly all of it is there already.
+        body = stream.read_nowait()
+        return body if len(body) <= MAX_ANSWER_SIZE else None
     chunks: list[bytes] = []
     size = 0
-    async for chunk in response.content.iter_any():
+    async for chunk in stream.iter_any():
         size += len(chunk)
         if size > MAX_ANSWER_SIZE:
             return None
         chunks.append(chunk)
+        progress()
     return b"".join(chunks)
 
 
-def _failed(url: str, error: Exception) -> Failure:
+def failed(url: str, error: Exception) -> Failure:
+    """Say which kind of failure an exception of aiohttp is.
+
+    :param url: where was posted to
+    :param error: what was raised
+    :return: the failure
+    """
     if isinstance(error, aiohttp.ClientHttpProxyError):
         trouble = Trouble.REJECTED if error.status == 407 else Trouble.NOT_SENT
         return _failure(trouble, url, f"not reached: the proxy answered {error.status}", error)
@@ -177,15 +195,15 @@ def _failure(
     return Failure(trouble, error, status, retry_after)
 
 
-def status_failure(answer: Answer, secret: str = "") -> Failure:
+def status_failure(answer: Answer, authorization: str = "") -> Failure:
     """Say what an answer means whose body says nothing.
 
     :param answer: an HTTP response without a message that could be understood
-    :param secret: text that must not be quoted from the body
+    :param authorization: the request's header of this name: its token must not be quoted from the body
     :return: the failure
     """
     status = answer.status
-    what = f"HTTP status {status}, body {_excerpt(answer.body, secret)}"
+    what = f"HTTP status {status}, body {_excerpt(answer.body, authorization)}"
     retry_after = None
     if 300 <= status < 400:
         trouble = Trouble.REDIRECTED
@@ -228,7 +246,8 @@ def _retry_after(answer: Answer) -> float | None:
     return min(max(seconds, 0.0), MAX_RETRY_AFTER)
 
 
-def _excerpt(body: bytes, secret: str) -> str:
+def _excerpt(body: bytes, authorization: str) -> str:
+    secret = authorization.rpartition(" ")[2]
     text = body[: EXCERPT_SIZE + len(secret)].decode("utf-8", "replace")
     if secret:
         text = text.replace(secret, "...")
@@ -246,7 +265,8 @@ def parse_json(body: bytes, loads: Loader) -> Any:
     try:
         if getattr(loads, "__module__", None) == "orjson":
             return loads(body)
-        return loads(body.decode("utf-8-sig"))
+        # Not the codec "utf-8-sig": Python decodes that in Python.
+        return loads(str(body.removeprefix(BOM_UTF8), "utf-8"))
     except Exception as error:
         raise ValueError(f"not JSON: {_describe(error)}") from error
 
@@ -268,7 +288,9 @@ def dump_json(value: Any, dumps: Dumper) -> bytes:
         ) from error
 
 
-def bayeux_messages(answer: Answer, loads: Loader, secret: str = "") -> list[JsonObject] | Failure:
+def bayeux_messages(
+    answer: Answer, loads: Loader, authorization: str = ""
+) -> list[JsonObject] | Failure:
     """Get the Bayeux messages out of an answer of any status.
 
     A lone object stands for a list of one. Salesforce sends messages with a status of 400 and 401 as
@@ -276,18 +298,18 @@ def bayeux_messages(answer: Answer, loads: Loader, secret: str = "") -> list[Jso
 
     :param answer: the answer
     :param loads: the application's JSON function
-    :param secret: text that must not be quoted in an error
+    :param authorization: the request's header of this name: its token must not be quoted in an error
     :return: the messages, at least one; or what their absence means
     """
     if answer.status == 200:
         messages = _messages(answer.body, loads)
-        return messages or status_failure(answer, secret)
+        return messages or status_failure(answer, authorization)
     # An error page need not be parsed to see that it is none of ours.
     if answer.body.lstrip()[:1] in (b"[", b"{"):
         messages = _messages(answer.body, loads)
         if any("channel" in message or "successful" in message for message in messages):
             return messages
-    return status_failure(answer, secret)
+    return status_failure(answer, authorization)
 
 
 def _messages(body: bytes, loads: Loader) -> list[JsonObject]:
@@ -297,9 +319,9 @@ def _messages(body: bytes, loads: Loader) -> list[JsonObject]:
         return []
     if isinstance(value, dict):
         value = [value]
+    if not isinstance(value, list):
+        return []
     # By way of the set, since this looks at every event.
-    if not isinstance(value, list) or not all(
-        issubclass(kind, dict) for kind in set(map(type, value))
-    ):
+    if (kinds := set(map(type, value))) != {dict} and not all(issubclass(k, dict) for k in kinds):
         return []
     return value if all(value) else []

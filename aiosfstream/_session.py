@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from aiocometd.constants import MetaChannel
 from aiocometd.typing import JsonObject
@@ -112,8 +112,7 @@ _REFUSALS: Final = {
 _ENDED: Final = "Connection closed by the server for good; open the client again to go on"
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """What comes next.
 
     :ivar action: what to do

@@ -24,6 +24,7 @@ from aiocometd.transports.abc import Transport
 from aiocometd.typing import JsonObject, SSLValidationMode
 
 from . import _http
+from ._deadline import Deadline
 from ._http import Failure, Trouble
 from ._mailbox import Mailbox, Signal
 from ._retry import MAX_HOLD
@@ -67,6 +68,7 @@ class Settings:
     :ivar report: called with every event that an observer should know of
     :ivar connection_timeout: gives the seconds that a request waits for a renewal; None: for ever
     :ivar request_timeout: seconds for each phase of a request
+    :ivar held_timeout: aiohttp's part in that for a request that the server may hold
     :ivar ssl: how TLS is verified, as aiohttp takes it
     :ivar json_dumps: serialises messages
     :ivar json_loads: parses messages
@@ -79,6 +81,7 @@ class Settings:
     report: Callable[[ConnectionEvent], None]
     connection_timeout: Callable[[], float | None]
     request_timeout: float
+    held_timeout: aiohttp.ClientTimeout
     ssl: SSLValidationMode | None
     json_dumps: _http.Dumper
     json_loads: _http.Loader
@@ -122,7 +125,7 @@ class LongPollingTransport(Transport):
         self._connection_types = [ConnectionType.LONG_POLLING.value]
         self._last_handshake: JsonObject = {}
         self._timed_out_at: float | None = None
-        self._timeouts: dict[float, aiohttp.ClientTimeout] = {}
+        self._deadline = Deadline(self._loop)
 
     # What aiocometd's client asks for
 
@@ -454,18 +457,17 @@ class LongPollingTransport(Transport):
         except TransportError as error:
             return _not_sent(Trouble.REJECTED, error), 0
         ticket = self._session.send(message, stale=stale)
-        result: _http.Answer | Failure | None = None
         messages: list[JsonObject] | Failure | None = None
         try:
-            result = await self._post(body, headers, hold, timeout)
-            token = headers.get("Authorization", "").rpartition(" ")[2]
-            messages = (
-                result
-                if isinstance(result, Failure)
-                else _http.bayeux_messages(result, self._settings.json_loads, token)
-            )
-            if not isinstance(messages, Failure) and isinstance(result, _http.Answer):
-                await self._incoming(messages, result)
+            answer = await self._post(body, headers, hold, timeout)
+            if isinstance(answer, Failure):
+                messages = answer
+            else:
+                messages = _http.bayeux_messages(
+                    answer, self._settings.json_loads, headers.get("Authorization", "")
+                )
+                if not isinstance(messages, Failure):
+                    await self._incoming(messages, answer)
         finally:
             if messages is None or isinstance(messages, Failure):
                 lost = messages is None or messages.trouble is Trouble.LOST
@@ -526,28 +528,48 @@ class LongPollingTransport(Transport):
                     f"The transport of {self._url} is closed; open the client again"
                 ),
             )
-        return await _http.post(
-            self._http_session,
-            self._url,
-            body,
-            headers,
-            timeout=self._timeout(hold)
+        if hold and self._task is not None:
+            return await self._post_held(self._http_session, self._task, body, headers, hold)
+        phase = self._settings.request_timeout
+        limits = (
+            aiohttp.ClientTimeout(total=4 * phase, sock_connect=phase, sock_read=phase)
             if timeout is None
-            else aiohttp.ClientTimeout(total=timeout),
-            ssl=self._settings.ssl,
+            else aiohttp.ClientTimeout(total=timeout)
+        )
+        return await _http.post(
+            self._http_session, self._url, body, headers, timeout=limits, ssl=self._settings.ssl
         )
 
-    def _timeout(self, hold: float) -> aiohttp.ClientTimeout:
-        """A held request may be silent for *hold*; a large answer may take a while to come in."""
-        hold = min(hold, MAX_HOLD)
-        if hold not in self._timeouts:
-            phase = self._settings.request_timeout
-            if len(self._timeouts) > 8:
-                self._timeouts.clear()
-            self._timeouts[hold] = aiohttp.ClientTimeout(
-                total=hold + 4 * phase, sock_connect=phase, sock_read=hold + phase
+    async def _post_held(
+        self,
+        http_session: aiohttp.ClientSession,
+        task: asyncio.Task[None],
+        body: bytes,
+        headers: dict[str, str],
+        hold: float,
+    ) -> _http.Answer | Failure:
+        """Post what the server may hold for *hold* seconds; a large answer may take a while to come in."""
+        phase, hold = self._settings.request_timeout, min(hold, MAX_HOLD)
+        deadline = self._deadline
+        deadline.start(task, silence=hold + phase, total=hold + 4 * phase)
+        try:
+            return await _http.post(
+                http_session,
+                self._url,
+                body,
+                headers,
+                timeout=self._settings.held_timeout,
+                ssl=self._settings.ssl,
+                progress=deadline.extend,
             )
-        return self._timeouts[hold]
+        except asyncio.CancelledError:
+            if not deadline.passed or self._interrupted or self._closing or _is_cancelled(task):
+                raise
+            return _http.failed(
+                self._url, asyncio.TimeoutError(f"nothing for {hold + phase:g} seconds")
+            )
+        finally:
+            deadline.stop()
 
     def _no_reply(self, message: JsonObject) -> Failure:
         error = TransportError(
@@ -761,6 +783,7 @@ class LongPollingTransport(Transport):
         self._signal.wake()
         for task in self._tasks():
             task.cancel()
+        self._deadline.close()
 
     async def end_tasks(self) -> None:
         """Wait, for a short time, until the tasks that were cancelled have ended."""
@@ -780,6 +803,11 @@ def _not_sent(trouble: Trouble, error: AiosfstreamException) -> Failure:
     transport_error = TransportError(f"The request was not sent, see the cause: {error}")
     transport_error.__cause__ = error
     return Failure(trouble, transport_error)
+
+
+def _is_cancelled(task: asyncio.Task[Any]) -> bool:
+    """Take back a cancellation, and say whether there was another one."""
+    return sys.version_info >= (3, 11) and task.uncancel() > 0
 
 
 def _reply_of(result: JsonObject | Failure) -> JsonObject:

@@ -21,7 +21,7 @@ from aiosfstream.testing import StreamingServer
 from tests.support import client_for, soon
 
 ROOT = Path(__file__).parent.parent
-USAGE = ROOT / "tests" / "typing" / "usage.py"
+USAGE = ROOT / "tests" / "type_checks" / "usage.py"
 KINDS = {
     "/event/Low_Ink__e": ("is_platform_event", types.PlatformEventMessage),
     "/data/AccountChangeEvent": ("is_change_event", types.ChangeEventMessage),
