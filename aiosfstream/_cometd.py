@@ -55,6 +55,9 @@ class NoLoop:
     """
 
 
+_NO_LOOP: Final = cast(asyncio.AbstractEventLoop, NoLoop())
+
+
 class BaseClient(CometdClient):
     """A CometD client on long polling that owns its HTTP session and cleans up whatever happens."""
 
@@ -81,7 +84,7 @@ class BaseClient(CometdClient):
             auth=auth,
             json_dumps=cast("Callable[[JsonObject], str]", json_dumps),
             json_loads=json_loads,
-            loop=cast(asyncio.AbstractEventLoop, NoLoop()),
+            loop=_NO_LOOP,
         )
         self._session_factory = session_factory
         self._http_session: aiohttp.ClientSession | None = None

@@ -13,10 +13,11 @@ class Deadline:
     clients fill the event loop's heap with timers that were cancelled.
 
     :param loop: the event loop of the task
+    :ivar silence: seconds until something must have come
     :ivar passed: whether the time is over, and the task was cancelled for it
     """
 
-    __slots__ = ("_end", "_last_end", "_loop", "_silence", "_task", "_timer", "passed")
+    __slots__ = ("_end", "_last_end", "_loop", "_task", "_timer", "passed", "silence")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -25,7 +26,7 @@ class Deadline:
         #: When the time is over; None while nothing is waited for.
         self._end: float | None = None
         self._last_end = 0.0
-        self._silence = 0.0
+        self.silence = 0.0
         self.passed = False
 
     def start(self, task: asyncio.Task[None], silence: float, total: float) -> None:
@@ -37,7 +38,7 @@ class Deadline:
         """
         now = self._loop.time()
         self._task = task
-        self._silence = silence
+        self.silence = silence
         self._last_end = now + total
         self._end = end = now + silence
         self.passed = False
@@ -49,7 +50,7 @@ class Deadline:
 
     def extend(self) -> None:
         """Count the silence anew, since something has come."""
-        self._end = min(self._last_end, self._loop.time() + self._silence)
+        self._end = min(self._last_end, self._loop.time() + self.silence)
 
     def stop(self) -> None:
         """Count no more."""

@@ -5,12 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable
+from typing import Final
 
 from aiocometd.typing import JsonObject
+
+#: Stands for the queue of a mailbox that nothing is in: an empty deque of its own would cost each of
+#: thousands of idle clients 700 bytes. Nothing can be added to it.
+_NOTHING: Final[deque[JsonObject | Exception]] = deque(maxlen=0)
 
 
 class Signal:
     """Wakes all who wait for a change; each looks for itself at what has changed."""
+
+    __slots__ = ("_waiters",)
 
     def __init__(self) -> None:
         self._waiters: list[asyncio.Future[None]] = []
@@ -27,17 +34,26 @@ class Signal:
 
         Takes nothing, so cancelling it loses nothing.
         """
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] = loop.create_future()
-        self._waiters.append(waiter)
+        waiter = self.waiter()
+        loop = waiter.get_loop()
         timer = None if timeout is None else loop.call_later(timeout, _resolve, waiter)
         try:
             await waiter
         finally:
             if timer is not None:
                 timer.cancel()
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
+            self.forget(waiter)
+
+    def waiter(self) -> asyncio.Future[None]:
+        """Give what :meth:`wake` will resolve; whoever awaits it calls :meth:`forget` behind."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        return waiter
+
+    def forget(self, waiter: asyncio.Future[None]) -> None:
+        """Let go of what :meth:`waiter` gave, if it was given up before it was resolved."""
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
 
 
 def _resolve(waiter: asyncio.Future[None]) -> None:
@@ -54,13 +70,15 @@ class Mailbox(Signal):
     :param limit: how many messages make it full; 0 or less: never full
     """
 
+    __slots__ = ("_errors", "closed", "items", "limit", "suspends")
+
     def __init__(self, limit: int) -> None:
         super().__init__()
         self.limit = limit
         #: Whether no more will come. What is in it can still be taken.
         self.closed = False
         #: Messages and errors. Read by the hot path, which takes messages out of it directly.
-        self.items: deque[JsonObject | Exception] = deque()
+        self.items = _NOTHING
         self._errors = 0
         #: What fetching waits for while it is suspended, otherwise None.
         self.suspends: asyncio.Future[None] | None = None
@@ -85,14 +103,25 @@ class Mailbox(Signal):
 
     def extend(self, messages: Iterable[JsonObject]) -> None:
         """Add messages, more than the limit if need be, and wake the reader."""
-        self.items.extend(messages)
+        self._own_items().extend(messages)
         self.wake()
 
     def fail(self, error: Exception) -> None:
         """Add an error behind the messages that are there, to be raised once."""
-        self.items.append(error)
+        self._own_items().append(error)
         self._errors += 1
         self.wake()
+
+    def _own_items(self) -> deque[JsonObject | Exception]:
+        if self.items is _NOTHING:
+            self.items = deque()
+        return self.items
+
+    def waiter(self) -> asyncio.Future[None]:
+        """Give what :meth:`wake` will resolve."""
+        if not self.items:
+            self.items = _NOTHING
+        return super().waiter()
 
     def take(self) -> JsonObject | None:
         """Take the next message without waiting.
@@ -117,7 +146,7 @@ class Mailbox(Signal):
 
     def put_back(self, message: JsonObject) -> None:
         """Return a message that was taken and not delivered, to be the next again."""
-        self.items.appendleft(message)
+        self._own_items().appendleft(message)
         self.wake()
 
     async def room(self) -> None:

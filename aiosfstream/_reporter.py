@@ -61,6 +61,8 @@ class Reporter:
     :param observer: the application's callable, or None
     """
 
+    __slots__ = ("_observer",)
+
     def __init__(self, observer: Callable[[ConnectionEvent], None] | None) -> None:
         self._observer = observer
 

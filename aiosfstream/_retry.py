@@ -227,6 +227,8 @@ class Backoff:
     :param rng: where chance comes from
     """
 
+    __slots__ = ("_cap", "_initial", "_rng", "attempts")
+
     def __init__(self, initial: float, cap: float, rng: random.Random) -> None:
         self._initial = initial
         self._cap = cap

@@ -123,7 +123,7 @@ class Step(NamedTuple):
     delay: float = 0.0
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Position:
     """How far the events of a channel have been received.
 
@@ -140,7 +140,7 @@ class Position:
     overwrite: bool = False
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Subscription:
     """A channel that the application wants.
 
@@ -165,7 +165,7 @@ class Subscription:
         return self.start if self.stamp is None else self.stamp
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Ticket:
     """A request under way.
 
@@ -284,7 +284,7 @@ class Session:
         self._positions: dict[str, Position] = {}
         self._plain: dict[str, Position] = {}
         self._owners: dict[str, Position | None] = {}
-        self._strangers: set[str] = set()
+        self._strangers: dict[str, None] = {}
         self._tickets: list[Ticket] = []
         self._largest_response = 0
         self._server_left = False
@@ -543,7 +543,7 @@ class Session:
 
     def _note_stranger(self, channel: str) -> None:
         if channel not in self._strangers and len(self._strangers) < MAX_NAMES:
-            self._strangers.add(channel)
+            self._strangers[channel] = None
             LOGGER.warning(
                 "An event arrived on %.100s, which belongs to no subscription or to several: it is"
                 " delivered, but cannot be resumed from; subscribe to one channel or wildcard that has it",

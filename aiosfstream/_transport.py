@@ -68,6 +68,7 @@ class Settings:
     :ivar report: called with every event that an observer should know of
     :ivar connection_timeout: gives the seconds that a request waits for a renewal; None: for ever
     :ivar request_timeout: seconds for each phase of a request
+    :ivar timeout: the same, as aiohttp takes it
     :ivar held_timeout: aiohttp's part in that for a request that the server may hold
     :ivar ssl: how TLS is verified, as aiohttp takes it
     :ivar json_dumps: serialises messages
@@ -81,6 +82,7 @@ class Settings:
     report: Callable[[ConnectionEvent], None]
     connection_timeout: Callable[[], float | None]
     request_timeout: float
+    timeout: aiohttp.ClientTimeout
     held_timeout: aiohttp.ClientTimeout
     ssl: SSLValidationMode | None
     json_dumps: _http.Dumper
@@ -114,7 +116,7 @@ class LongPollingTransport(Transport):
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
-        self._requests: set[asyncio.Task[Any]] = set()
+        self._requests: list[asyncio.Task[Any]] = []
         self._beside = asyncio.Lock()
         self._signal = Signal()
         self._closing = False
@@ -123,7 +125,7 @@ class LongPollingTransport(Transport):
         self._interrupted = False
         self._authorization: str | None = None
         self._connection_types = [ConnectionType.LONG_POLLING.value]
-        self._last_handshake: JsonObject = {}
+        self._last_handshake: JsonObject | None = None
         self._timed_out_at: float | None = None
         self._deadline = Deadline(self._loop)
 
@@ -240,8 +242,8 @@ class LongPollingTransport(Transport):
         """
         self._connection_types = [connection_type.value for connection_type in connection_types]
         await self._advance(lambda: self._session.established)
-        reply, self._last_handshake = self._last_handshake, {}
-        return reply
+        reply, self._last_handshake = self._last_handshake, None
+        return reply or {}
 
     async def connect(self) -> JsonObject:
         """Make the first connect, and keep the connection from then on.
@@ -266,6 +268,7 @@ class LongPollingTransport(Transport):
             if self._session.stop_error is not None:
                 raise self._session.stop_error
             await self._take(self._session.next_step())
+            self._pass_on()
 
     # The background task
 
@@ -274,7 +277,13 @@ class LongPollingTransport(Transport):
         try:
             await self._give_way()
             while self._session.state is not State.STOPPED and not self._closing:
-                await self._take(self._session.next_step())
+                step = self._session.next_step()
+                # Not by way of _take: thousands of clients wait in here, each with all of these frames.
+                if step.action is Action.CONNECT:
+                    await self._poll(step.delay)
+                else:
+                    await self._take(step)
+                self._pass_on()
         except Exception as bug:
             LOGGER.exception(
                 "The connection to %s ends because of an unexpected error; open the client again, and report it",
@@ -304,14 +313,13 @@ class LongPollingTransport(Transport):
 
     async def _take(self, step: Step) -> None:
         if step.action is Action.CONNECT:
-            await self._interruptibly(self._connect(step.delay))
+            await self._poll(step.delay)
         elif step.action is Action.PARK:
             await self._signal.changed()
         else:
             if step.delay:
                 await asyncio.sleep(step.delay)
             await self._STEPS[step.action](self)
-        self._pass_on()
 
     def _pass_on(self) -> None:
         """Give the application what the last step brought, and wake who waits for a change."""
@@ -324,33 +332,48 @@ class LongPollingTransport(Transport):
             self._mailbox.wake()
         self._signal.wake()
 
-    async def _connect(self, delay: float) -> None:
-        if delay:
-            await asyncio.sleep(delay)
-        if self._mailbox.full:
-            await self._wait_for_room()
-        await self._before_poll()
+    async def _poll(self, delay: float) -> None:
+        """Make a connect, unless :meth:`_interrupt` ends it because the session is lost."""
         session = self._session
-        if not session.established:
-            return
-        message, epoch = session.connect_message(), session.epoch
-        at_once = message.get("advice") == {"timeout": 0}
-        started = self._loop.time()
-        result, events = await self._exchange(message, hold=0.0 if at_once else session.hold)
-        now = self._loop.time()
-        # The first connect of a session is answered at once by design.
-        session.connect_done(result, epoch, events or at_once, now - started, now)
+        self._interruptible = True
+        try:
+            if delay:
+                await asyncio.sleep(delay)
+            if self._mailbox.full:
+                await self._wait_for_room()
+            if self._settings.before_poll is not None:
+                await self._before_poll(self._settings.before_poll)
+            if not session.established:
+                return
+            message, epoch = session.connect_message(), session.epoch
+            at_once = message.get("advice") == {"timeout": 0}
+            started = self._loop.time()
+            result, events = await self._exchange(message, hold=0.0 if at_once else session.hold)
+            now = self._loop.time()
+            # The first connect of a session is answered at once by design.
+            session.connect_done(result, epoch, events or at_once, now - started, now)
+        except asyncio.CancelledError:
+            if not self._interrupted or self._closing:
+                raise
+            if sys.version_info >= (3, 11) and self._task is not None:
+                self._task.uncancel()
+        finally:
+            self._interruptible = self._interrupted = False
+
+    def _interrupt(self) -> None:
+        """End a held connect of a session that is given up."""
+        if self._interruptible and not self._interrupted and self._task is not None:
+            self._interrupted = True
+            self._task.cancel()
 
     async def _wait_for_room(self) -> None:
         self._settings.report(ConnectionEvent(ConnectionEventKind.FETCHING_SUSPENDED))
         await self._mailbox.room()
         self._settings.report(ConnectionEvent(ConnectionEventKind.FETCHING_RESUMED))
 
-    async def _before_poll(self) -> None:
-        if self._settings.before_poll is None:
-            return
+    async def _before_poll(self, hook: Callable[[], Awaitable[None]]) -> None:
         try:
-            await self._settings.before_poll()
+            await hook()
         except ReplayError as error:
             if not self._mailbox.has_errors:
                 self._mailbox.fail(error)
@@ -407,25 +430,6 @@ class LongPollingTransport(Transport):
         Action.HANDSHAKE: _handshake,
         Action.SUBSCRIBE: _resubscribe,
     }
-
-    async def _interruptibly(self, step: Coroutine[Any, Any, None]) -> None:
-        """Take a step that :meth:`_interrupt` may end early."""
-        self._interruptible = True
-        try:
-            await step
-        except asyncio.CancelledError:
-            if not self._interrupted or self._closing:
-                raise
-            if sys.version_info >= (3, 11) and self._task is not None:
-                self._task.uncancel()
-        finally:
-            self._interruptible = self._interrupted = False
-
-    def _interrupt(self) -> None:
-        """End a held connect of a session that is given up."""
-        if self._interruptible and not self._interrupted and self._task is not None:
-            self._interrupted = True
-            self._task.cancel()
 
     # One request
 
@@ -528,48 +532,43 @@ class LongPollingTransport(Transport):
                     f"The transport of {self._url} is closed; open the client again"
                 ),
             )
-        if hold and self._task is not None:
-            return await self._post_held(self._http_session, self._task, body, headers, hold)
-        phase = self._settings.request_timeout
-        limits = (
-            aiohttp.ClientTimeout(total=4 * phase, sock_connect=phase, sock_read=phase)
-            if timeout is None
-            else aiohttp.ClientTimeout(total=timeout)
-        )
-        return await _http.post(
-            self._http_session, self._url, body, headers, timeout=limits, ssl=self._settings.ssl
-        )
-
-    async def _post_held(
-        self,
-        http_session: aiohttp.ClientSession,
-        task: asyncio.Task[None],
-        body: bytes,
-        headers: dict[str, str],
-        hold: float,
-    ) -> _http.Answer | Failure:
-        """Post what the server may hold for *hold* seconds; a large answer may take a while to come in."""
-        phase, hold = self._settings.request_timeout, min(hold, MAX_HOLD)
-        deadline = self._deadline
-        deadline.start(task, silence=hold + phase, total=hold + 4 * phase)
+        # What is held is a connect of the background task, which shares one timer for all of these.
+        task = self._task if hold else None
+        if timeout is None:
+            limits = self._settings.held_timeout if task is not None else self._settings.timeout
+        else:
+            limits = aiohttp.ClientTimeout(total=timeout)
+        if task is not None:
+            self._start_deadline(task, hold)
         try:
             return await _http.post(
-                http_session,
+                self._http_session,
                 self._url,
                 body,
                 headers,
-                timeout=self._settings.held_timeout,
+                timeout=limits,
                 ssl=self._settings.ssl,
-                progress=deadline.extend,
+                progress=self._deadline.extend,
             )
         except asyncio.CancelledError:
-            if not deadline.passed or self._interrupted or self._closing or _is_cancelled(task):
+            if task is None or not self._is_overdue(task):
                 raise
-            return _http.failed(
-                self._url, asyncio.TimeoutError(f"nothing for {hold + phase:g} seconds")
-            )
+            error = asyncio.TimeoutError(f"no piece of it in {self._deadline.silence:g} seconds")
+            return _http.failed(self._url, error)
         finally:
-            deadline.stop()
+            if task is not None:
+                self._deadline.stop()
+
+    def _start_deadline(self, task: asyncio.Task[None], hold: float) -> None:
+        """Let a held request be silent for *hold*; a large answer may take a while to come in."""
+        phase, hold = self._settings.request_timeout, min(hold, MAX_HOLD)
+        self._deadline.start(task, silence=hold + phase, total=hold + 4 * phase)
+
+    def _is_overdue(self, task: asyncio.Task[None]) -> bool:
+        """Take back the cancellation by the deadline; say whether it was the only one."""
+        if not self._deadline.passed or self._interrupted or self._closing:
+            return False
+        return sys.version_info < (3, 11) or task.uncancel() == 0
 
     def _no_reply(self, message: JsonObject) -> Failure:
         error = TransportError(
@@ -736,12 +735,12 @@ class LongPollingTransport(Transport):
 
     def _start(self, request: Coroutine[Any, Any, ResultT], name: str) -> asyncio.Task[ResultT]:
         task = self._loop.create_task(request, name=name)
-        self._requests.add(task)
+        self._requests.append(task)
         task.add_done_callback(self._request_finished)
         return task
 
     def _request_finished(self, task: asyncio.Task[Any]) -> None:
-        self._requests.discard(task)
+        self._requests.remove(task)
         self._signal.wake()
         if not task.cancelled() and task.exception() is not None:
             LOGGER.debug("request failed: %r", task.exception())
@@ -803,11 +802,6 @@ def _not_sent(trouble: Trouble, error: AiosfstreamException) -> Failure:
     transport_error = TransportError(f"The request was not sent, see the cause: {error}")
     transport_error.__cause__ = error
     return Failure(trouble, transport_error)
-
-
-def _is_cancelled(task: asyncio.Task[Any]) -> bool:
-    """Take back a cancellation, and say whether there was another one."""
-    return sys.version_info >= (3, 11) and task.uncancel() > 0
 
 
 def _reply_of(result: JsonObject | Failure) -> JsonObject:

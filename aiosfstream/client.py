@@ -101,6 +101,8 @@ class Turn:
     attribute look-up where there is nobody to wait for.
     """
 
+    __slots__ = ("_queue", "taken")
+
     def __init__(self) -> None:
         self.taken = False
         # A list, since there are thousands of clients and hardly ever one who waits: a deque has 600 bytes.
@@ -363,21 +365,26 @@ class Client(BaseClient):
             poll_timeout=self._poll_timeout,
         )
         dumps, loads = self._json
+        phase = self._request_timeout
         settings = Settings(
             auth=self.authenticator,
             extensions=self.extensions or [],
             log_in=self._log_in_again,
             before_poll=self.replay_storage.flush if self.replay_storage._buffered else None,
             report=self._report,
-            connection_timeout=lambda: self.connection_timeout,
-            request_timeout=self._request_timeout,
-            held_timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._request_timeout),
+            connection_timeout=self._get_connection_timeout,
+            request_timeout=phase,
+            timeout=aiohttp.ClientTimeout(total=4 * phase, sock_connect=phase, sock_read=phase),
+            held_timeout=aiohttp.ClientTimeout(total=None, sock_connect=phase),
             ssl=self.ssl,
             json_dumps=dumps,
             json_loads=loads,
         )
         self.replay_storage._aliases = session.aliases
         return LongPollingTransport(self.url, session, mailbox, http_session, settings)
+
+    def _get_connection_timeout(self) -> float | None:
+        return self.connection_timeout
 
     def _choose_fallback(self, channel: str, reply: JsonObject) -> Any:
         return None if self.replay_fallback is None else _plain_id(self.replay_fallback)
@@ -554,7 +561,11 @@ class Client(BaseClient):
             if self._polling.state is not TransportState.CONNECTED:
                 return False
             if not mailbox.items:
-                await mailbox.changed()
+                waiter = mailbox.waiter()
+                try:
+                    await waiter
+                finally:
+                    mailbox.forget(waiter)
             return True
         finally:
             self._turn.release()

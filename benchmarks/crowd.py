@@ -33,7 +33,7 @@ FIGURES: Final = {
     "cpu": ("CPU ms/s afterwards", 1000.0, 1),
 }
 #: Seconds between two looks at whether the server holds a connect of every client.
-LOOK: Final = 0.05
+LOOK: Final = 0.01
 
 
 def run(settings: Settings) -> Section:
@@ -135,9 +135,9 @@ class Crowd:
             takers = await asyncio.gather(
                 *(self._open(self._url, stack) for _ in range(self._count))
             )
-            opening, _ = watch.read()
             tasks = [asyncio.create_task(self._consume(take)) for take in takers]
             await self._until_all_wait()
+            opening, _ = watch.read()
             memory = (resident() - before) / self._count
             received = self._received
             watch.start()
