@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from typing import Any
 
 
 class Deadline:
     """Ends what a task waits for when its time is over.
 
-    All requests of the task share a timer, which is set again only when it rings. One or two for each
-    request, as aiohttp sets them, take a tenth of the time that a connect costs, and with thousands of
-    clients fill the event loop's heap with timers that were cancelled.
+    All requests of the task share a timer, which is set again only when it rings. Those that aiohttp
+    sets for each request take a tenth of the time that a connect costs, and with thousands of clients
+    fill the event loop's heap with timers that were cancelled.
 
     :param loop: the event loop of the task
     :ivar silence: seconds until something must have come
     :ivar passed: whether the time is over, and the task was cancelled for it
     """
 
-    __slots__ = ("_end", "_last_end", "_loop", "_task", "_timer", "passed", "silence")
+    __slots__ = ("_before", "_end", "_last_end", "_loop", "_task", "_timer", "passed", "silence")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
         #: When the time is over; None while nothing is waited for.
         self._end: float | None = None
         self._last_end = 0.0
+        #: How many times the task had been told to end before.
+        self._before = 0
         self.silence = 0.0
         self.passed = False
 
-    def start(self, task: asyncio.Task[None], silence: float, total: float) -> None:
+    def start(self, task: asyncio.Task[Any], silence: float, total: float) -> None:
         """Begin to count.
 
         :param task: what is cancelled when the time is over
@@ -42,6 +46,7 @@ class Deadline:
         self._last_end = now + total
         self._end = end = now + silence
         self.passed = False
+        self._before = _cancelling(task)
         if self._timer is None:
             self._timer = self._loop.call_at(end, self._ring)
         elif end < self._timer.when():
@@ -55,6 +60,14 @@ class Deadline:
     def stop(self) -> None:
         """Count no more."""
         self._end = None
+
+    def take_back(self) -> bool:
+        """Take back the cancellation of the task; say whether nobody else has cancelled it."""
+        if not self.passed or self._task is None:
+            return False
+        if sys.version_info >= (3, 11):
+            self._task.uncancel()
+        return _cancelling(self._task) <= self._before
 
     def close(self) -> None:
         """Let go of the timer."""
@@ -73,3 +86,10 @@ class Deadline:
         self._end = None
         self.passed = True
         self._task.cancel()
+
+
+def _cancelling(task: asyncio.Task[Any]) -> int:
+    """Give how often *task* was cancelled; Python 3.10 does not count."""
+    if sys.version_info >= (3, 11):
+        return task.cancelling()
+    return 0

@@ -68,8 +68,7 @@ class Settings:
     :ivar report: called with every event that an observer should know of
     :ivar connection_timeout: gives the seconds that a request waits for a renewal; None: for ever
     :ivar request_timeout: seconds for each phase of a request
-    :ivar timeout: the same, as aiohttp takes it
-    :ivar held_timeout: aiohttp's part in that for a request that the server may hold
+    :ivar timeout: aiohttp's part in that
     :ivar ssl: how TLS is verified, as aiohttp takes it
     :ivar json_dumps: serialises messages
     :ivar json_loads: parses messages
@@ -83,7 +82,6 @@ class Settings:
     connection_timeout: Callable[[], float | None]
     request_timeout: float
     timeout: aiohttp.ClientTimeout
-    held_timeout: aiohttp.ClientTimeout
     ssl: SSLValidationMode | None
     json_dumps: _http.Dumper
     json_loads: _http.Loader
@@ -439,7 +437,6 @@ class LongPollingTransport(Transport):
         subscription: Subscription | None = None,
         *,
         hold: float = 0.0,
-        timeout: float | None = None,
         stale: bool = False,
     ) -> tuple[JsonObject | Failure, int]:
         """Send one message, deliver the events in the answer, give the reply and their number.
@@ -447,7 +444,6 @@ class LongPollingTransport(Transport):
         :param message: the message
         :param subscription: what a subscribe message is for
         :param hold: seconds that the server may hold the request
-        :param timeout: seconds for the whole of it; None: as set
         :param stale: whether it is about a session that was given up, so that events are not wanted
         :raises ReplayError: if the marker storage fails and is needed
         """
@@ -463,7 +459,7 @@ class LongPollingTransport(Transport):
         ticket = self._session.send(message, stale=stale)
         messages: list[JsonObject] | Failure | None = None
         try:
-            answer = await self._post(body, headers, hold, timeout)
+            answer = await self._post(body, headers, hold)
             if isinstance(answer, Failure):
                 messages = answer
             else:
@@ -523,7 +519,7 @@ class LongPollingTransport(Transport):
             await extension.incoming(messages, headers)
 
     async def _post(
-        self, body: bytes, headers: dict[str, str], hold: float, timeout: float | None
+        self, body: bytes, headers: dict[str, str], hold: float
     ) -> _http.Answer | Failure:
         if self._http_session is None:
             return _not_sent(
@@ -532,43 +528,35 @@ class LongPollingTransport(Transport):
                     f"The transport of {self._url} is closed; open the client again"
                 ),
             )
-        # What is held is a connect of the background task, which shares one timer for all of these.
-        task = self._task if hold else None
-        if timeout is None:
-            limits = self._settings.held_timeout if task is not None else self._settings.timeout
-        else:
-            limits = aiohttp.ClientTimeout(total=timeout)
-        if task is not None:
-            self._start_deadline(task, hold)
+        task = asyncio.current_task()
+        assert task is not None
+        # The background task, and before it the one that opens, makes one request after the other.
+        shared = self._task is None or self._task is task
+        deadline = self._deadline if shared else Deadline(self._loop)
+        phase, hold = self._settings.request_timeout, min(hold, MAX_HOLD)
+        # A held request may be silent for so long; a large answer may take a while to come in.
+        deadline.start(task, silence=hold + phase, total=hold + 4 * phase)
         try:
             return await _http.post(
                 self._http_session,
                 self._url,
                 body,
                 headers,
-                timeout=limits,
+                timeout=self._settings.timeout,
                 ssl=self._settings.ssl,
-                progress=self._deadline.extend,
+                progress=deadline.extend,
             )
         except asyncio.CancelledError:
-            if task is None or not self._is_overdue(task):
+            wanted = self._closing or (self._interrupted and task is self._task)
+            if wanted or not deadline.take_back():
                 raise
-            error = asyncio.TimeoutError(f"no piece of it in {self._deadline.silence:g} seconds")
+            error = asyncio.TimeoutError(f"no piece of it in {deadline.silence:g} seconds")
             return _http.failed(self._url, error)
         finally:
-            if task is not None:
-                self._deadline.stop()
-
-    def _start_deadline(self, task: asyncio.Task[None], hold: float) -> None:
-        """Let a held request be silent for *hold*; a large answer may take a while to come in."""
-        phase, hold = self._settings.request_timeout, min(hold, MAX_HOLD)
-        self._deadline.start(task, silence=hold + phase, total=hold + 4 * phase)
-
-    def _is_overdue(self, task: asyncio.Task[None]) -> bool:
-        """Take back the cancellation by the deadline; say whether it was the only one."""
-        if not self._deadline.passed or self._interrupted or self._closing:
-            return False
-        return sys.version_info < (3, 11) or task.uncancel() == 0
+            if shared:
+                deadline.stop()
+            else:
+                deadline.close()
 
     def _no_reply(self, message: JsonObject) -> Failure:
         error = TransportError(
@@ -580,7 +568,7 @@ class LongPollingTransport(Transport):
     async def _say_goodbye(self, client_id: str) -> None:
         """Free the server's side of a session, as far as it can be reached."""
         message = self._session.disconnect_message(client_id)
-        exchange = self._exchange(message, timeout=GOODBYE_TIMEOUT, stale=True)
+        exchange = self._exchange(message, stale=True)
         task = self._start(exchange, "aiosfstream goodbye")
         try:
             # Not asyncio.wait_for: before Python 3.12 it may swallow a cancellation.

@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import SplitResult, quote, quote_plus, urlencode, urlsplit
 
@@ -915,6 +916,8 @@ class AccessTokenAuthenticator(AuthenticatorBase):
         return super()._failure(error)
 
 
+# Thousands of clients have the same few URLs.
+@lru_cache(maxsize=64)
 def normalize_login_url(url: str, name: str = "login_url") -> str:
     """Give the base of the OAuth endpoints for what a user calls their login URL.
 
@@ -981,6 +984,7 @@ def _is_header_safe(token: str) -> bool:
     return re.fullmatch(r"[!-~]([ -~]*[!-~])?", token) is not None
 
 
+@lru_cache(maxsize=64)
 def _is_base_url(url: str) -> bool:
     """Say whether the path of an API can be put behind *url*, and a token be sent there."""
     parts = _split(url)

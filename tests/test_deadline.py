@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any, cast
 
 import pytest
@@ -62,10 +63,20 @@ class Task:
     """What is cancelled."""
 
     cancelled = 0
+    taken_back = 0
 
     def cancel(self) -> None:
         """Count."""
         self.cancelled += 1
+
+    def cancelling(self) -> int:
+        """Give how many are in force."""
+        return self.cancelled - self.taken_back
+
+    def uncancel(self) -> int:
+        """Count one less."""
+        self.taken_back += 1
+        return self.cancelling()
 
 
 class Case:
@@ -159,3 +170,26 @@ def test_closing_lets_go_of_the_timer(case: Case) -> None:
     case.loop.wait(100)
     assert case.task.cancelled == 0
     case.deadline.close()
+
+
+def test_only_its_own_cancellation_is_taken_back(case: Case) -> None:
+    case.start(10, 40)
+    case.task.cancel()
+    assert not case.deadline.take_back()
+    assert case.task.taken_back == 0
+
+
+def test_a_task_that_was_cancelled_before_goes_on(case: Case) -> None:
+    case.task.cancel()
+    case.start(10, 40)
+    case.loop.wait(11)
+    assert case.deadline.take_back()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 does not count cancellations")
+def test_a_cancellation_at_the_same_time_stays(case: Case) -> None:
+    case.start(10, 40)
+    case.loop.wait(11)
+    case.task.cancel()
+    assert not case.deadline.take_back()
+    assert case.task.cancelling() == 1
