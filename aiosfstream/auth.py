@@ -232,6 +232,9 @@ class AuthenticatorBase(AuthExtension):
             the token endpoint cannot be reached or understood, or asks to come back later: that says
             nothing about the token, which stays. Its attributes tell them apart
         """
+        if self._waits_for_nothing():
+            await self._log_in()
+            return
         loop = asyncio.get_running_loop()
         while (flight := self._flight) is not None and not flight.task.done():
             if flight.task.get_loop() is not loop:
@@ -245,6 +248,10 @@ class AuthenticatorBase(AuthExtension):
                 flight.task.result()
                 return
         await self._lead(loop)
+
+    def _waits_for_nothing(self) -> bool:
+        """Say whether a log-in asks nobody, so that it need not be shared, nor limited in time."""
+        return False
 
     async def _lead(self, loop: asyncio.AbstractEventLoop) -> None:
         """Log in, for those as well who ask for it meanwhile.
@@ -273,7 +280,10 @@ class AuthenticatorBase(AuthExtension):
 
     async def _log_in(self) -> None:
         try:
-            outcome: Any = await _in_time(self._authenticate(), self.request_timeout)
+            asking = self._authenticate()
+            if not self._waits_for_nothing():
+                asking = _in_time(asking, self.request_timeout)
+            outcome: Any = await asking
         except AuthenticationError:
             raise
         except Exception as error:
@@ -874,6 +884,10 @@ class AccessTokenAuthenticator(AuthenticatorBase):
                 f" {self._login_url} refused",
                 retryable=True,
             )
+
+    def _waits_for_nothing(self) -> bool:
+        plain = type(self)._authenticate is AccessTokenAuthenticator._authenticate
+        return plain and isinstance(self._source, str)
 
     async def _authenticate(self) -> tuple[int, dict[str, Any]]:
         token: Any = self._source
