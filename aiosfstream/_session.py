@@ -460,27 +460,26 @@ class Session:
         if ticket.epoch != self.epoch:
             return [], self._find_reply(messages, ticket.request)
         publishing = "data" in ticket.request
-        plain = self._plain
+        # A reply to a publish may look like an event.
+        plain = {} if publishing else self._plain
         events: list[JsonObject] = []
         others: list[JsonObject] = []
         for message in messages:
-            if "data" not in message or (publishing and "successful" in message):
-                others.append(message)
-                continue
             # The common case in as few operations as can be: this loop is the hot path.
             try:
-                position = plain[message["channel"]]
                 replay_id = message["data"]["event"]["replayId"]
-                if replay_id in position.seen:
-                    if not self._is_news(message):
-                        continue
-                else:
+                position = plain[message["channel"]]
+                if replay_id not in position.seen:
                     position.seen[replay_id] = None
                     position.resume = replay_id
-            except (KeyError, TypeError):
-                if not self._is_news(message):
+                    events.append(message)
                     continue
-            events.append(message)
+            except (KeyError, TypeError):
+                pass
+            if "data" not in message or (publishing and "successful" in message):
+                others.append(message)
+            elif self._is_news(message):
+                events.append(message)
         self._limit_memory(len(messages))
         reply = self._find_reply(others, ticket.request)
         for message in others:

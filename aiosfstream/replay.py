@@ -601,14 +601,24 @@ class MappingStorage(ReplayMarkerStorage):
 
         def store(message: JsonObject) -> None:
             try:
-                # The common case: a later event of the same kind, on its own channel.
-                date, replay_id = date_and_id(message)
+                # The common case: a later event of the same kind, on its own channel. This looks at
+                # the event as date_and_id() does; calling that would take a sixth of the time.
+                data = message["data"]
+                event = data["event"]
+                replay_id = event["replayId"]
+                if "createdDate" in event:
+                    date = event["createdDate"]
+                elif "ChangeEventHeader" in (payload := data["payload"]):
+                    date = str(payload["ChangeEventHeader"]["commitTimestamp"])
+                else:
+                    date = payload["CreatedDate"]
                 channel = message["channel"]
-                stored = mapping[channel]
+                before = mapping[channel][0]
                 if (
-                    stored[0] <= date
-                    and len(stored[0]) == len(date)
-                    and (stored[0][-1] == date[-1] == "Z" or date.isdigit())
+                    before <= date
+                    and len(before) == len(date)
+                    and (before[-1] == date[-1] == "Z" or date.isdigit())
+                    and replay_id is not None
                     and not forced
                     and channel not in aliases
                 ):
