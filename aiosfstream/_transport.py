@@ -56,7 +56,7 @@ GIVE_WAY_TIMEOUT: Final = 1.0
 _HEADERS: Final = {"Content-Type": "application/json;charset=UTF-8", "Accept": "application/json"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What a transport needs to know of its client.
 
@@ -531,7 +531,7 @@ class LongPollingTransport(Transport):
         task = asyncio.current_task()
         assert task is not None
         # The background task, and before it the one that opens, makes one request after the other.
-        shared = self._task is None or self._task is task
+        shared = not self._closing and self._task in (None, task)
         deadline = self._deadline if shared else Deadline(self._loop)
         phase, hold = self._settings.request_timeout, min(hold, MAX_HOLD)
         # A held request may be silent for so long; a large answer may take a while to come in.

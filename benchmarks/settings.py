@@ -31,7 +31,7 @@ class Settings:
     latency_events: int = 2_000
     latency_period: float = 0.005
     clients: int = 1_000
-    crowd_seconds: float = 10.0
+    crowd_seconds: float = 20.0
     crowd_hold: float = 5.0
     crowd_repeat: int = 3
     markers: int = 20_000

@@ -51,7 +51,10 @@ class Programs:
     def processed(self) -> Counter[int]:
         """Return how many times each event was processed."""
         words = [line.split() for line in self.lines()]
-        return Counter(int(words[1]) for words in words if words[0] == "processed")
+        # The last line of a program that was killed may be torn, with what is noted behind it.
+        return Counter(
+            int(words[1]) for words in words if words[0] == "processed" and words[1].isdigit()
+        )
 
     async def until_processed(self, count: int) -> None:
         """Wait until so many different events have been processed."""
