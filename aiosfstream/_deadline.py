@@ -15,38 +15,57 @@ class Deadline:
     fill the event loop's heap with timers that were cancelled.
 
     :param loop: the event loop of the task
+    :param once: whether it is for a single request, and lets go of its timer behind that
     :ivar silence: seconds until something must have come
     :ivar passed: whether the time is over, and the task was cancelled for it
     """
 
-    __slots__ = ("_before", "_end", "_last_end", "_loop", "_task", "_timer", "passed", "silence")
+    __slots__ = (
+        "_before",
+        "_end",
+        "_last_end",
+        "_loop",
+        "_once",
+        "_task",
+        "_timer",
+        "_total",
+        "passed",
+        "silence",
+    )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, once: bool = False) -> None:
         self._loop = loop
+        self._once = once
         self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
         #: When the time is over; None while nothing is waited for.
         self._end: float | None = None
         self._last_end = 0.0
+        self._total = 0.0
         #: How many times the task had been told to end before.
         self._before = 0
         self.silence = 0.0
         self.passed = False
 
-    def start(self, task: asyncio.Task[Any], silence: float, total: float) -> None:
-        """Begin to count.
+    def prepare(self, task: asyncio.Task[Any], silence: float, total: float) -> None:
+        """Set what counts for the next request.
 
         :param task: what is cancelled when the time is over
         :param silence: seconds until something must have come
         :param total: seconds until everything must have come
         """
-        now = self._loop.time()
         self._task = task
         self.silence = silence
-        self._last_end = now + total
-        self._end = end = now + silence
+        self._total = total
+
+    def start(self) -> None:
+        """Begin to count, as was prepared."""
+        assert self._task is not None
+        now = self._loop.time()
+        self._last_end = now + self._total
+        self._end = end = now + self.silence
         self.passed = False
-        self._before = _cancelling(task)
+        self._before = _cancelling(self._task)
         if self._timer is None:
             self._timer = self._loop.call_at(end, self._ring)
         elif end < self._timer.when():
@@ -60,6 +79,8 @@ class Deadline:
     def stop(self) -> None:
         """Count no more."""
         self._end = None
+        if self._once:
+            self.close()
 
     def take_back(self) -> bool:
         """Take back the cancellation of the task; say whether nobody else has cancelled it."""

@@ -19,6 +19,7 @@ import aiohttp
 from aiocometd.typing import JsonObject, SSLValidationMode
 from yarl import URL
 
+from ._deadline import Deadline
 from .exceptions import TransportError
 
 #: What may dump to text or bytes, as ``json.dumps`` and ``orjson.dumps`` do.
@@ -89,10 +90,6 @@ class Answer(NamedTuple):
     body: bytes
 
 
-def _ignore() -> None:
-    pass
-
-
 async def post(
     session: aiohttp.ClientSession,
     url: str,
@@ -101,7 +98,7 @@ async def post(
     *,
     timeout: aiohttp.ClientTimeout,
     ssl: SSLValidationMode | None = None,
-    progress: Callable[[], None] = _ignore,
+    deadline: Deadline | None = None,
 ) -> Answer | Failure:
     """Post *body* and read the whole answer. Redirects are not followed.
 
@@ -111,9 +108,11 @@ async def post(
     :param headers: the request's headers
     :param timeout: how long each phase may take, in seconds
     :param ssl: how to verify TLS, as aiohttp takes it; None: as usual
-    :param progress: called with each piece of the answer that comes behind the first
+    :param deadline: ends it in time, if it is prepared for the task that calls this
     :return: the answer, or the failure with the exception that describes it
     """
+    if deadline is not None:
+        deadline.start()
     try:
         response = await session.post(
             url,
@@ -126,19 +125,26 @@ async def post(
         )
         content: bytes | None = None
         try:
-            content = await _read(response.content, progress)
+            content = await _read(response.content, deadline)
         finally:
             # With its last byte read, a response gives its connection back by itself.
             if content is None:
                 response.close()
     except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
-        return failed(url, error)
+        return _failed(url, error)
+    except asyncio.CancelledError:
+        if deadline is None or not deadline.take_back():
+            raise
+        return _failed(url, asyncio.TimeoutError(f"no piece of it in {deadline.silence:g} seconds"))
+    finally:
+        if deadline is not None:
+            deadline.stop()
     if content is None:
         return _failure(Trouble.LOST, url, f"answered with more than {MAX_ANSWER_SIZE} bytes")
     return Answer(url, response.status, response.headers, content)
 
 
-async def _read(stream: aiohttp.StreamReader, progress: Callable[[], None]) -> bytes | None:
+async def _read(stream: aiohttp.StreamReader, deadline: Deadline | None) -> bytes | None:
     """Read the body, or give None if it is longer than anything a sound server sends."""
     if stream.is_eof():
         # Mostly all of it is there already.
@@ -151,17 +157,12 @@ async def _read(stream: aiohttp.StreamReader, progress: Callable[[], None]) -> b
         if size > MAX_ANSWER_SIZE:
             return None
         chunks.append(chunk)
-        progress()
+        if deadline is not None:
+            deadline.extend()
     return b"".join(chunks)
 
 
-def failed(url: str, error: Exception) -> Failure:
-    """Say which kind of failure an exception of aiohttp is.
-
-    :param url: where was posted to
-    :param error: what was raised
-    :return: the failure
-    """
+def _failed(url: str, error: Exception) -> Failure:
     if isinstance(error, aiohttp.ClientHttpProxyError):
         trouble = Trouble.REJECTED if error.status == 407 else Trouble.NOT_SENT
         return _failure(trouble, url, f"not reached: the proxy answered {error.status}", error)

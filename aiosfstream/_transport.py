@@ -452,6 +452,7 @@ class LongPollingTransport(Transport):
         try:
             await self._outgoing(payload, headers, subscription)
             body = _http.dump_json(payload, self._settings.json_dumps)
+            http_session = self._open_session()
         except AuthenticationError as error:
             return _not_sent(Trouble.UNAUTHORIZED, error), 0
         except TransportError as error:
@@ -459,7 +460,7 @@ class LongPollingTransport(Transport):
         ticket = self._session.send(message, stale=stale)
         messages: list[JsonObject] | Failure | None = None
         try:
-            answer = await self._post(body, headers, hold)
+            answer = await self._post(http_session, body, headers, hold)
             if isinstance(answer, Failure):
                 messages = answer
             else:
@@ -518,45 +519,37 @@ class LongPollingTransport(Transport):
         for extension in self._settings.extensions:
             await extension.incoming(messages, headers)
 
-    async def _post(
-        self, body: bytes, headers: dict[str, str], hold: float
-    ) -> _http.Answer | Failure:
+    def _open_session(self) -> aiohttp.ClientSession:
         if self._http_session is None:
-            return _not_sent(
-                Trouble.REJECTED,
-                TransportConnectionClosed(
-                    f"The transport of {self._url} is closed; open the client again"
-                ),
+            raise TransportConnectionClosed(
+                f"The transport of {self._url} is closed; open the client again"
             )
+        return self._http_session
+
+    def _post(
+        self,
+        http_session: aiohttp.ClientSession,
+        body: bytes,
+        headers: dict[str, str],
+        hold: float,
+    ) -> Awaitable[_http.Answer | Failure]:
         task = asyncio.current_task()
         assert task is not None
         # The background task, and before it the one that opens, makes one request after the other.
         shared = not self._closing and self._task in (None, task)
-        deadline = self._deadline if shared else Deadline(self._loop)
+        deadline = self._deadline if shared else Deadline(self._loop, once=True)
         phase, hold = self._settings.request_timeout, min(hold, MAX_HOLD)
         # A held request may be silent for so long; a large answer may take a while to come in.
-        deadline.start(task, silence=hold + phase, total=hold + 4 * phase)
-        try:
-            return await _http.post(
-                self._http_session,
-                self._url,
-                body,
-                headers,
-                timeout=self._settings.timeout,
-                ssl=self._settings.ssl,
-                progress=deadline.extend,
-            )
-        except asyncio.CancelledError:
-            wanted = self._closing or (self._interrupted and task is self._task)
-            if wanted or not deadline.take_back():
-                raise
-            error = asyncio.TimeoutError(f"no piece of it in {deadline.silence:g} seconds")
-            return _http.failed(self._url, error)
-        finally:
-            if shared:
-                deadline.stop()
-            else:
-                deadline.close()
+        deadline.prepare(task, silence=hold + phase, total=hold + 4 * phase)
+        return _http.post(
+            http_session,
+            self._url,
+            body,
+            headers,
+            timeout=self._settings.timeout,
+            ssl=self._settings.ssl,
+            deadline=deadline,
+        )
 
     def _no_reply(self, message: JsonObject) -> Failure:
         error = TransportError(

@@ -21,7 +21,7 @@ ARROWS: dict[str, set[str]] = {
     "_deadline": set(),
     "_mailbox": set(),
     "_reporter": {"events"},
-    "_http": {"exceptions"},
+    "_http": {"_deadline", "exceptions"},
     "_retry": {"_http", "exceptions"},
     "_session": {"_retry", "_http", "events", "exceptions"},
     "_transport": {

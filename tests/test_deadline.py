@@ -89,7 +89,8 @@ class Case:
 
     def start(self, silence: float, total: float) -> None:
         """Begin to count."""
-        self.deadline.start(cast("asyncio.Task[None]", self.task), silence, total)
+        self.deadline.prepare(cast("asyncio.Task[None]", self.task), silence, total)
+        self.deadline.start()
 
 
 @pytest.fixture
@@ -170,6 +171,15 @@ def test_closing_lets_go_of_the_timer(case: Case) -> None:
     case.loop.wait(100)
     assert case.task.cancelled == 0
     case.deadline.close()
+
+
+def test_one_for_a_single_request_keeps_no_timer(case: Case) -> None:
+    once = Deadline(cast(asyncio.AbstractEventLoop, case.loop), once=True)
+    once.prepare(cast("asyncio.Task[None]", case.task), 10, 40)
+    once.start()
+    assert case.loop.waiting == 1
+    once.stop()
+    assert case.loop.waiting == 0
 
 
 def test_only_its_own_cancellation_is_taken_back(case: Case) -> None:
