@@ -930,8 +930,6 @@ class AccessTokenAuthenticator(AuthenticatorBase):
         return super()._failure(error)
 
 
-# Thousands of clients have the same few URLs.
-@lru_cache(maxsize=64)
 def normalize_login_url(url: str, name: str = "login_url") -> str:
     """Give the base of the OAuth endpoints for what a user calls their login URL.
 
@@ -940,7 +938,13 @@ def normalize_login_url(url: str, name: str = "login_url") -> str:
     :return: scheme, host and path without a slash at the end
     :raises ValueError: if it cannot be logged in at
     """
-    text = url.strip() if isinstance(url, str) else ""
+    return _normalized(url.strip() if isinstance(url, str) else "", name)
+
+
+# Thousands of clients have the same few URLs.
+@lru_cache(maxsize=64)
+def _normalized(text: str, name: str) -> str:
+    """Do for :func:`normalize_login_url` what can be remembered."""
     parts = _split(text if "://" in text else f"https://{text}")
     if not text or parts is None:
         raise ValueError(

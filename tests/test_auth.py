@@ -237,6 +237,7 @@ def test_a_login_url_is_understood_in_every_form(url: str, expected: str) -> Non
         ("javascript:alert(1)", "should be a host or a URL"),
         (None, "should be a host or a URL"),
         (b"a.my.salesforce.com", "should be a host or a URL"),
+        (["a.my.salesforce.com"], "should be a host or a URL"),
         ("http://a.my.salesforce.com", "https URL"),
         ("http://127.0.0.1.example.com", "https URL"),
         ("http://localhost.example.com", "https URL"),
