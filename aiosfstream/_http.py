@@ -114,7 +114,7 @@ async def post(
     if deadline is not None:
         deadline.start()
     try:
-        response = await session.post(
+        request = session.post(
             url,
             data=body,
             headers=headers,
@@ -123,6 +123,9 @@ async def post(
             allow_redirects=False,
             raise_for_status=False,
         )
+        # Thousands of clients wait here, and aiohttp has what it needs of these.
+        del body, headers
+        response = await request
         content: bytes | None = None
         try:
             content = await _read(response.content, deadline)

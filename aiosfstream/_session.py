@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from itertools import islice
+from sys import intern
 from typing import Any, Final, NamedTuple
 
 from aiocometd.constants import MetaChannel
@@ -282,7 +283,7 @@ class Session:
         self._message_id = 0
         self._to_resubscribe: list[Subscription] = []
         self._positions: dict[str, Position] = {}
-        self._plain: dict[str, Position] = {}
+        self._plain = self._positions
         self._owners: dict[str, Position | None] = {}
         self._strangers: dict[str, None] = {}
         self._tickets: list[Ticket] = []
@@ -572,7 +573,7 @@ class Session:
             self._server_left = True
         advice = message.get("advice")
         if isinstance(advice, dict) and (message is reply or channel == MetaChannel.CONNECT):
-            self.advice = advice
+            self.advice = message["advice"] = _to_keep(advice)
 
     # What came of a step
 
@@ -626,7 +627,7 @@ class Session:
         if isinstance(result, Failure):
             self._failed(result, now)
             return
-        self.last_connect = result
+        self.last_connect = _to_keep(result)
         verdict = judge_reply(result)
         if self._server_left and verdict in (
             Verdict.PROCEED,
@@ -1046,9 +1047,11 @@ class Session:
 
     def _index(self) -> None:
         """Make the table that the hot path looks up: what needs a closer look is not in it."""
-        self._plain = {
-            key: position for key, position in self._positions.items() if not position.overwrite
-        }
+        special = [key for key, position in self._positions.items() if position.overwrite]
+        # Mostly there is none: then one table serves as both.
+        self._plain = {**self._positions} if special else self._positions
+        for key in special:
+            del self._plain[key]
         self._owners.clear()
         for channel in self.aliases.keys() & self._positions.keys():
             del self.aliases[channel]
@@ -1119,6 +1122,13 @@ def _completed(message: JsonObject, request: JsonObject) -> JsonObject:
     if "subscription" in request:
         message.setdefault("subscription", request["subscription"])
     return message
+
+
+def _to_keep(parsed: JsonObject) -> JsonObject:
+    """Give what is kept of a reply in each of thousands of clients: the names in it are shared."""
+    return {
+        intern(name) if name.__class__ is str else name: value for name, value in parsed.items()
+    }
 
 
 def _refusal(reply: JsonObject) -> ServerError:

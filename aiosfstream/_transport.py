@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
-from contextvars import ContextVar
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextvars import Context, ContextVar, copy_context
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -28,7 +27,7 @@ from ._deadline import Deadline
 from ._http import Failure, Trouble
 from ._mailbox import Mailbox, Signal
 from ._retry import MAX_HOLD
-from ._session import Action, ReplayId, Session, State, Step, Subscription
+from ._session import Action, ReplayId, Session, State, Subscription
 from .events import ConnectionEvent, ConnectionEventKind
 from .exceptions import (
     AiosfstreamException,
@@ -53,6 +52,7 @@ GOODBYE_TIMEOUT: Final = 2.0
 #: Seconds that the first held connect waits for a subscription that is being made.
 GIVE_WAY_TIMEOUT: Final = 1.0
 
+_NO_CONTEXT: Final = Context()
 _HEADERS: Final = {"Content-Type": "application/json;charset=UTF-8", "Accept": "application/json"}
 
 
@@ -114,6 +114,9 @@ class LongPollingTransport(Transport):
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
+        #: What starts that task, from the first connect on until it is started.
+        self._starter: asyncio.Handle | None = None
+        self._context = _NO_CONTEXT
         self._requests: list[asyncio.Task[Any]] = []
         self._beside = asyncio.Lock()
         self._signal = Signal()
@@ -122,7 +125,7 @@ class LongPollingTransport(Transport):
         self._interruptible = False
         self._interrupted = False
         self._authorization: str | None = None
-        self._connection_types = [ConnectionType.LONG_POLLING.value]
+        self._connection_types: Sequence[ConnectionType] = (ConnectionType.LONG_POLLING,)
         self._last_handshake: JsonObject | None = None
         self._timed_out_at: float | None = None
         self._deadline = Deadline(self._loop)
@@ -238,7 +241,7 @@ class LongPollingTransport(Transport):
         :raises TransportError: if the request fails
         :raises AuthenticationError: if the token is refused, and a new one as well
         """
-        self._connection_types = [connection_type.value for connection_type in connection_types]
+        self._connection_types = connection_types
         await self._advance(lambda: self._session.established)
         reply, self._last_handshake = self._last_handshake, None
         return reply or {}
@@ -252,35 +255,66 @@ class LongPollingTransport(Transport):
         :raises TransportInvalidOperation: if there was no handshake, or it is connected already
         :raises AuthenticationError: if the token is refused, and a new one as well
         """
-        if self._task is not None or self._session.client_id is None:
+        if not self._session.opening or self._session.client_id is None:
             raise TransportInvalidOperation(
                 f"Connecting to {self._url} belongs behind handshake(), once: use another transport"
             )
         await self._advance(lambda: self._session.state is State.CONNECTED)
         self._session.opening = False
-        self._task = self._loop.create_task(self._run(), name="aiosfstream connection")
+        self._context = copy_context()
+        self._starter = self._loop.call_soon(self._give_way, context=self._context)
         return self._session.last_connect or {}
 
     async def _advance(self, arrived: Callable[[], bool]) -> None:
         while not arrived():
             if self._session.stop_error is not None:
                 raise self._session.stop_error
-            await self._take(self._session.next_step())
+            await self._take(*self._session.next_step())
             self._pass_on()
 
     # The background task
 
+    def _give_way(self) -> None:
+        """Let a subscription that is made right after opening use the connection that is there.
+
+        Beside a held connect it would need another one: a TLS handshake, and a socket for each client.
+        """
+        if self._subscribing:
+            self._starter = self._loop.call_later(
+                GIVE_WAY_TIMEOUT, self._start_polling, context=self._context
+            )
+        else:
+            self._start_polling()
+
+    @property
+    def _subscribing(self) -> bool:
+        # A request that has found the session gone waits for the background task to renew it.
+        return bool(self._requests) and self._session.established
+
+    def _look_again(self) -> None:
+        """Start to poll, in the context of who has opened, if there is nothing to give way to any more."""
+        if self._starter is not None and not self._subscribing:
+            self._context.run(self._start_polling)
+
+    def _start_polling(self) -> None:
+        self._forget_starter()
+        self._task = self._loop.create_task(self._run(), name="aiosfstream connection")
+
+    def _forget_starter(self) -> None:
+        if self._starter is not None:
+            self._starter.cancel()
+            self._starter = None
+
     async def _run(self) -> None:
         """Take step after step until the session has ended."""
         try:
-            await self._give_way()
             while self._session.state is not State.STOPPED and not self._closing:
-                step = self._session.next_step()
+                action, delay = self._session.next_step()
                 # Not by way of _take: thousands of clients wait in here, each with all of these frames.
-                if step.action is Action.CONNECT:
-                    await self._poll(step.delay)
+                if action is Action.CONNECT:
+                    await self._poll(delay)
                 else:
-                    await self._take(step)
+                    await self._take(action, delay)
                 self._pass_on()
         except Exception as bug:
             LOGGER.exception(
@@ -295,29 +329,15 @@ class LongPollingTransport(Transport):
             self._session.crashed(error)
         self._pass_on()
 
-    async def _give_way(self) -> None:
-        """Let a subscription that is made right after opening use the connection that is there.
-
-        Beside a held connect it would need another one: a TLS handshake, and a socket for each client.
-        """
-        await asyncio.sleep(0)
-        deadline = self._loop.time() + GIVE_WAY_TIMEOUT
-        # A request that has found the session gone waits for this task to renew it.
-        while self._requests and self._session.established:
-            left = deadline - self._loop.time()
-            if left <= 0:
-                break
-            await self._signal.changed(left)
-
-    async def _take(self, step: Step) -> None:
-        if step.action is Action.CONNECT:
-            await self._poll(step.delay)
-        elif step.action is Action.PARK:
+    async def _take(self, action: Action, delay: float) -> None:
+        if action is Action.CONNECT:
+            await self._poll(delay)
+        elif action is Action.PARK:
             await self._signal.changed()
         else:
-            if step.delay:
-                await asyncio.sleep(step.delay)
-            await self._STEPS[step.action](self)
+            if delay:
+                await asyncio.sleep(delay)
+            await self._STEPS[action](self)
 
     def _pass_on(self) -> None:
         """Give the application what the last step brought, and wake who waits for a change."""
@@ -328,6 +348,8 @@ class LongPollingTransport(Transport):
                 self._mailbox.fail(error)
         if session.state is not State.CONNECTED or session.stop_error is not None:
             self._mailbox.wake()
+        if self._starter is not None:
+            self._look_again()
         self._signal.wake()
 
     async def _poll(self, delay: float) -> None:
@@ -383,7 +405,8 @@ class LongPollingTransport(Transport):
                 await self._say_goodbye(session.farewell_id)
             if session.clear_cookies and self._http_session is not None:
                 self._http_session.cookie_jar.clear()
-            result, _ = await self._exchange(session.handshake_message(self._connection_types))
+            offered = [connection_type.value for connection_type in self._connection_types]
+            result, _ = await self._exchange(session.handshake_message(offered))
             session.handshake_done(result, self._loop.time())
         if isinstance(result, dict):
             if session.opening:
@@ -447,12 +470,8 @@ class LongPollingTransport(Transport):
         :param stale: whether it is about a session that was given up, so that events are not wanted
         :raises ReplayError: if the marker storage fails and is needed
         """
-        payload = [message]
-        headers = dict(_HEADERS)
         try:
-            await self._outgoing(payload, headers, subscription)
-            body = _http.dump_json(payload, self._settings.json_dumps)
-            http_session = self._open_session()
+            posting, authorization = await self._prepare(message, subscription, hold)
         except AuthenticationError as error:
             return _not_sent(Trouble.UNAUTHORIZED, error), 0
         except TransportError as error:
@@ -460,13 +479,11 @@ class LongPollingTransport(Transport):
         ticket = self._session.send(message, stale=stale)
         messages: list[JsonObject] | Failure | None = None
         try:
-            answer = await self._post(http_session, body, headers, hold)
+            answer = await posting
             if isinstance(answer, Failure):
                 messages = answer
             else:
-                messages = _http.bayeux_messages(
-                    answer, self._settings.json_loads, headers.get("Authorization", "")
-                )
+                messages = _http.bayeux_messages(answer, self._settings.json_loads, authorization)
                 if not isinstance(messages, Failure):
                     await self._incoming(messages, answer)
         finally:
@@ -485,6 +502,20 @@ class LongPollingTransport(Transport):
         if reply is None:
             return self._no_reply(message), len(events)
         return reply, len(events)
+
+    async def _prepare(
+        self, message: JsonObject, subscription: Subscription | None, hold: float
+    ) -> tuple[Awaitable[_http.Answer | Failure], str]:
+        """Give what sends *message* when it is awaited, and the ``Authorization`` that goes with it.
+
+        The headers are left to it alone: thousands of clients wait for the answer.
+        """
+        payload, headers = [message], dict(_HEADERS)
+        await self._outgoing(payload, headers, subscription)
+        body = _http.dump_json(payload, self._settings.json_dumps)
+        return self._post(self._open_session(), body, headers, hold), headers.get(
+            "Authorization", ""
+        )
 
     async def _outgoing(
         self, payload: list[JsonObject], headers: dict[str, str], subscription: Subscription | None
@@ -536,7 +567,7 @@ class LongPollingTransport(Transport):
         task = asyncio.current_task()
         assert task is not None
         # The background task, and before it the one that opens, makes one request after the other.
-        shared = not self._closing and self._task in (None, task)
+        shared = not self._closing and (task is self._task or self._session.opening)
         deadline = self._deadline if shared else Deadline(self._loop, once=True)
         phase, hold = self._settings.request_timeout, min(hold, MAX_HOLD)
         # A held request may be silent for so long; a large answer may take a while to come in.
@@ -608,7 +639,8 @@ class LongPollingTransport(Transport):
         self, channel: str, replay_id: ReplayId
     ) -> tuple[JsonObject | Failure, bool]:
         session = self._session
-        async with self._beside_the_connect():
+        await self._take_turn()
+        try:
             subscription, epoch = session.subscribe(channel, replay_id), session.epoch
             renewed, again = False, True
             try:
@@ -622,6 +654,8 @@ class LongPollingTransport(Transport):
                 if again:
                     session.subscribe_done(subscription, None)
             return result, renewed or again
+        finally:
+            self._end_turn()
 
     async def _unsubscribe(self, channel: str) -> JsonObject:
         def message() -> JsonObject:
@@ -640,17 +674,19 @@ class LongPollingTransport(Transport):
     async def _request(self, message: Callable[[], JsonObject]) -> JsonObject | Failure:
         """Send a message; once more if the session had to be renewed for it."""
         for again in (True, False):
-            async with self._beside_the_connect():
+            await self._take_turn()
+            try:
                 epoch = self._session.epoch
                 result, _ = await self._exchange(message())
                 renewed = self._session.request_done(result, epoch, self._loop.time())
+            finally:
+                self._end_turn()
             if not (renewed and again):
                 break
         return result
 
-    @asynccontextmanager
-    async def _beside_the_connect(self) -> AsyncIterator[None]:
-        """Wait for a usable session and for the turn, and end the connect if the session is lost."""
+    async def _take_turn(self) -> None:
+        """Wait for a usable session and for the turn, which :meth:`_end_turn` ends."""
         timeout = self._settings.connection_timeout() or None
         deadline = None if timeout is None else self._loop.time() + timeout
         while True:
@@ -659,13 +695,13 @@ class LongPollingTransport(Transport):
             if self._session.established:
                 break
             self._beside.release()
-        try:
-            yield
-        finally:
-            self._beside.release()
-            if not self._session.established:
-                self._interrupt()
-            self._pass_on()
+
+    def _end_turn(self) -> None:
+        """Let the next request go ahead, and end the connect if the session is lost."""
+        self._beside.release()
+        if not self._session.established:
+            self._interrupt()
+        self._pass_on()
 
     async def _wait_established(self, deadline: float | None) -> None:
         session = self._session
@@ -707,7 +743,9 @@ class LongPollingTransport(Transport):
             request.close()
             raise self._closing_error()
         task = self._start(request, "aiosfstream request")
-        await asyncio.wait([task])
+        # asyncio.wait makes several objects for it, in each of thousands of clients that open at once.
+        while not task.done():
+            await self._signal.changed()
         if task.cancelled():
             raise TransportInvalidOperation(
                 f"The client was closed before {self._url} answered: open it and look whether that was done"
@@ -722,6 +760,7 @@ class LongPollingTransport(Transport):
 
     def _request_finished(self, task: asyncio.Task[Any]) -> None:
         self._requests.remove(task)
+        self._look_again()
         self._signal.wake()
         if not task.cancelled() and task.exception() is not None:
             LOGGER.debug("request failed: %r", task.exception())
@@ -759,6 +798,7 @@ class LongPollingTransport(Transport):
 
     def _begin_to_close(self) -> None:
         self._closing = True
+        self._forget_starter()
         self._mailbox.close()
         self._signal.wake()
         for task in self._tasks():

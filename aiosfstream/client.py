@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from enum import Enum, unique
+from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar, cast
 
@@ -374,7 +375,7 @@ class Client(BaseClient):
             report=self._report,
             connection_timeout=self._get_connection_timeout,
             request_timeout=phase,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=phase),
+            timeout=_timeout(phase),
             ssl=self.ssl,
             json_dumps=dumps,
             json_loads=loads,
@@ -579,7 +580,7 @@ class Client(BaseClient):
     def _find_direct_store(
         self, policy: ReplayMarkerStoragePolicy, storage: ReplayMarkerStorage
     ) -> Callable[[JsonObject], None] | None:
-        if not self.__dict__.keys().isdisjoint(_RECEIVING) or not _iterates_plainly(type(self)):
+        if not _iterates_plainly(type(self)) or _receives_by_itself(self):
             return None
         if policy is ReplayMarkerStoragePolicy.MANUAL:
             return _store_nothing
@@ -668,6 +669,15 @@ def _iterates_plainly(cls: type[Client]) -> bool:
 _RECEIVING: Final = ("receive", "_get_message", "_verify_response")
 
 
+def _receives_by_itself(client: Client) -> bool:
+    """Say whether a part of receiving was replaced for this one client."""
+    # Not by way of its __dict__, which stays in memory once somebody has asked for it.
+    return any(
+        getattr(getattr(client, name), "__func__", None) is not getattr(Client, name)
+        for name in _RECEIVING
+    )
+
+
 def _store_nothing(message: JsonObject) -> None:
     pass
 
@@ -678,6 +688,12 @@ def _storing_failed(message: JsonObject, error: Exception) -> ReplayError:
         f" {type(error).__name__}: {error!s:.300};"
         " the next receive() gives this message again"
     )
+
+
+@lru_cache(maxsize=16)
+def _timeout(phase: float) -> aiohttp.ClientTimeout:
+    # One for all clients, of which there may be thousands.
+    return aiohttp.ClientTimeout(total=None, sock_connect=phase)
 
 
 def _check_api_version(api_version: str) -> None:

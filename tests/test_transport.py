@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from aiocometd.constants import TransportState
 from aiosfstream import (
     AuthenticationError,
     Client,
+    ConnectionEvent,
+    ConnectionEventKind,
     ReplayError,
     ReplayOption,
     SQLiteStorage,
@@ -347,6 +350,28 @@ async def test_a_first_subscription_that_finds_its_session_gone_has_it_renewed(
     async with client_for(server) as client:
         await soon(client.subscribe(EVENT))
         await held(server)
+
+
+async def test_the_background_task_has_the_context_of_who_has_opened(
+    server: StreamingServer,
+) -> None:
+    """Where a tracing library, for one, keeps what a log record or a request belongs to."""
+    operation: ContextVar[str] = ContextVar("operation", default="none")
+    seen: dict[ConnectionEventKind, str] = {}
+
+    def observe(event: ConnectionEvent) -> None:
+        seen[event.kind] = operation.get()
+
+    for subscribes in (True, False):
+        operation.set("opening")
+        async with client_for(server, observer=observe) as client:
+            operation.set("subscribing")
+            if subscribes:
+                await client.subscribe(EVENT)
+            await held(server)
+            server.expire_sessions()
+            await until(lambda: ConnectionEventKind.SESSION_RENEWED in seen)
+        assert seen.pop(ConnectionEventKind.SESSION_RENEWED) == "opening"
 
 
 async def test_something_that_cannot_be_serialised(server: StreamingServer) -> None:
