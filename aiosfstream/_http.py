@@ -82,12 +82,17 @@ class Failure:
 
 
 class Answer(NamedTuple):
-    """A whole HTTP response, whatever its status."""
+    """A whole HTTP response, whatever its status.
+
+    :ivar response: kept, because its disposal takes as long as the delivery of an event, which may go
+        first
+    """
 
     url: str
     status: int
     headers: Mapping[str, str]
     body: bytes
+    response: aiohttp.ClientResponse | None = None
 
 
 async def post(
@@ -144,7 +149,7 @@ async def post(
             deadline.stop()
     if content is None:
         return _failure(Trouble.LOST, url, f"answered with more than {MAX_ANSWER_SIZE} bytes")
-    return Answer(url, response.status, response.headers, content)
+    return Answer(url, response.status, response.headers, content, response)
 
 
 async def _read(stream: aiohttp.StreamReader, deadline: Deadline | None) -> bytes | None:

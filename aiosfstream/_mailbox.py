@@ -9,8 +9,8 @@ from typing import Final
 
 from aiocometd.typing import JsonObject
 
-#: Stands for the queue of a mailbox that nothing is in: an empty deque of its own would cost each of
-#: thousands of idle clients 700 bytes. Nothing can be added to it.
+#: Stands for the queue of a mailbox that nothing has been in yet: an empty deque of its own would cost
+#: each of thousands of idle clients 700 bytes. Nothing can be added to it.
 _NOTHING: Final[deque[JsonObject | Exception]] = deque(maxlen=0)
 
 
@@ -116,12 +116,6 @@ class Mailbox(Signal):
         if self.items is _NOTHING:
             self.items = deque()
         return self.items
-
-    def waiter(self) -> asyncio.Future[None]:
-        """Give what :meth:`wake` will resolve."""
-        if not self.items:
-            self.items = _NOTHING
-        return super().waiter()
 
     def take(self) -> JsonObject | None:
         """Take the next message without waiting.

@@ -449,17 +449,17 @@ class Session:
 
     def receive(
         self, messages: list[JsonObject], ticket: Ticket
-    ) -> tuple[list[JsonObject], JsonObject | None]:
-        """Take the messages of a response.
+    ) -> tuple[list[JsonObject], list[JsonObject]]:
+        """Take the events out of the messages of a response.
 
         Events may come in any response. Those of a session that was given up are dropped: they
         come again from the resume points, and would otherwise move these past what was lost.
 
-        :return: the events to deliver, and the reply to the ticket's request, completed, or None
+        :return: the events to deliver, and the other messages, for :meth:`take_reply`
         """
         self._tickets.remove(ticket)
         if ticket.epoch != self.epoch:
-            return [], self._find_reply(messages, ticket.request)
+            return [], messages
         publishing = "data" in ticket.request
         # A reply to a publish may look like an event.
         plain = {} if publishing else self._plain
@@ -481,11 +481,25 @@ class Session:
                 others.append(message)
             elif self._is_news(message):
                 events.append(message)
-        self._limit_memory(len(messages))
+        return events, others
+
+    def take_reply(
+        self, others: list[JsonObject], ticket: Ticket, events: int
+    ) -> JsonObject | None:
+        """Take the other messages of a response.
+
+        Apart from :meth:`receive`, so that events need not wait for it.
+
+        :param others: what that gave
+        :param events: how many events the response had
+        :return: the reply to the ticket's request, completed, or None
+        """
         reply = self._find_reply(others, ticket.request)
-        for message in others:
-            self._take_meta(message, reply)
-        return events, reply
+        if ticket.epoch == self.epoch:
+            self._limit_memory(events)
+            for message in others:
+                self._take_meta(message, reply)
+        return reply
 
     def _is_news(self, message: JsonObject) -> bool:
         """Say whether an event out of the ordinary is to be delivered, and note where it stands."""

@@ -492,13 +492,14 @@ class LongPollingTransport(Transport):
                 self._session.abandon(ticket, lost=lost)
         if isinstance(messages, Failure):
             return messages, 0
-        events, reply = self._session.receive(messages, ticket)
+        events, others = self._session.receive(messages, ticket)
         if events:
             self._mailbox.extend(events)
             # The reader runs now, before the next request is prepared and sent. After a loss it first has to
             # be noted that the connection is back.
-            if self.state is TransportState.CONNECTED:
+            if self._session.lost_since is None:
                 await asyncio.sleep(0)
+        reply = self._session.take_reply(others, ticket, len(events))
         if reply is None:
             return self._no_reply(message), len(events)
         return reply, len(events)

@@ -564,8 +564,9 @@ class Client(BaseClient):
                 waiter = mailbox.waiter()
                 try:
                     await waiter
-                finally:
+                except BaseException:
                     mailbox.forget(waiter)
+                    raise
             return True
         finally:
             self._turn.release()

@@ -41,6 +41,14 @@ UNKNOWN: dict[str, Any] = {
 INVALID_ID = "400::The replayId {1} you provided was invalid. Please provide a valid ID"
 
 
+def receive(
+    session: Session, messages: list[Message], ticket: Ticket
+) -> tuple[list[Message], Message | None]:
+    """Let an answer arrive: give its events, and the reply in it."""
+    events, others = session.receive(messages, ticket)
+    return events, session.take_reply(others, ticket, len(events))
+
+
 class Table:
     """A session on the table, with what it tells its surroundings."""
 
@@ -91,7 +99,7 @@ class Table:
     ) -> tuple[list[Message], Any]:
         """Send *request* and receive its reply behind *others*."""
         ticket = self.session.send(request)
-        return self.session.receive([*others, self.reply(request, **fields)], ticket)
+        return receive(self.session, [*others, self.reply(request, **fields)], ticket)
 
     def handshake(self, **fields: Any) -> None:
         """Shake hands."""
@@ -319,7 +327,7 @@ def test_the_reply_to_a_publish_may_have_data() -> None:
 def test_finding_the_reply(reply: Message, found: bool) -> None:
     session = Table().session
     request = session.connect_message()
-    _, answer = session.receive([reply], session.send(request))
+    _, answer = receive(session, [reply], session.send(request))
     assert (answer is not None) is found
     if answer is not None:
         assert answer["channel"] == "/meta/connect"
@@ -349,7 +357,7 @@ def test_a_missing_successful(kind: str, fields: Message, successful: bool) -> N
     }
     request = messages[kind]
     reply = {"id": request["id"], "error": None, **fields}
-    _, answer = session.receive([reply], session.send(request))
+    _, answer = receive(session, [reply], session.send(request))
     assert answer is not None
     assert answer["successful"] is successful
     if "subscribe" in kind:
@@ -360,7 +368,7 @@ def test_what_belongs_to_a_lost_session_is_not_used() -> None:
     table = Table().open(A)
     ticket = table.session.send(table.session.unsubscribe_message(B))
     table.connect(**UNKNOWN)
-    events, reply = table.session.receive([event(A, 9), {"successful": True}], ticket)
+    events, reply = receive(table.session, [event(A, 9), {"successful": True}], ticket)
     assert events == []
     assert reply is not None
     epoch = table.session.epoch - 1
@@ -449,11 +457,33 @@ def test_a_subscription_under_way_when_the_session_is_lost_starts_over() -> None
     ticket = table.session.send(message)
     table.connect(event(A, 9))
     table.connect(**UNKNOWN)
-    _, reply = table.session.receive([table.reply(message)], ticket)
+    _, reply = receive(table.session, [table.reply(message)], ticket)
     assert reply is not None
     table.session.request_done(reply, ticket.epoch, table.now)
     assert table.session.subscribe_done(subscription, reply) is False
     assert table.renew() == [{A: -2}]
+
+
+def test_a_session_that_is_lost_while_its_events_are_delivered() -> None:
+    """The application takes events before the reply that came with them is looked at."""
+    table = Table().open()
+    request = table.session.connect_message()
+    ticket = table.session.send(request)
+    messages = [
+        event(A, 9),
+        table.reply(request, advice={"reconnect": "none"}),
+        {"channel": "/meta/disconnect"},
+    ]
+    events, others = table.session.receive(messages, ticket)
+    table.connect(**UNKNOWN)
+    advice = table.session.advice
+    reply = table.session.take_reply(others, ticket, len(events))
+    assert events == messages[:1]
+    assert reply is not None
+    assert table.session.advice is advice, "it is that of a session that is gone"
+    table.renew()
+    table.connect()
+    assert table.session.state is State.CONNECTED, "the new session did not end"
 
 
 @pytest.mark.parametrize("start", [None, -2, 5])
@@ -1341,7 +1371,7 @@ def test_no_message_is_too_odd(responses: list[list[Message]]) -> None:
             break
         epoch = session.epoch
         request = session.connect_message()
-        events, reply = session.receive(messages, session.send(request))
+        events, reply = receive(session, messages, session.send(request))
         assert all("data" in one for one in events)
         if reply is not None:
             session.connect_done(reply, epoch, len(events), 1.0, table.now)
@@ -1406,7 +1436,7 @@ def test_no_result_of_any_step_is_too_odd(results: list[list[Message]], opening:
         assert all(isinstance(error, AiosfstreamException) for error in session.errors)
         if session.established:
             request = session.publish_message("/service/x", {})
-            _, reply = session.receive([dict(one) for one in messages], session.send(request))
+            _, reply = receive(session, [dict(one) for one in messages], session.send(request))
             session.request_done(reply or failure(Trouble.LOST), session.epoch, table.now)
     # A channel is subscribed, or the application has been told that it is not.
     told = {event.channel for event in table.events if event.error is not None}
@@ -1434,7 +1464,7 @@ def take_step(table: Table, action: Action, messages: list[Message]) -> None:
     else:
         return
     epoch = session.epoch
-    events, reply = session.receive([dict(one) for one in messages], session.send(request))
+    events, reply = receive(session, [dict(one) for one in messages], session.send(request))
     result = reply or failure(Trouble.LOST)
     if action is Action.HANDSHAKE:
         session.handshake_done(result, table.now)

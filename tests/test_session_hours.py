@@ -13,7 +13,7 @@ from aiosfstream._http import Failure, Trouble
 from aiosfstream._retry import RetryPolicy
 from aiosfstream._session import Action
 from aiosfstream.exceptions import AuthenticationError
-from tests.test_session import UNKNOWN, A, B, Table, failure
+from tests.test_session import UNKNOWN, A, B, Table, failure, receive
 
 HOUR = 3600.0
 #: Seconds that each answer takes.
@@ -131,7 +131,7 @@ class Hour:
             session.abandon(ticket, lost=outcome is Trouble.LOST)
             return failure(outcome, status=401 if outcome is Trouble.UNAUTHORIZED else None)
         others = [{"channel": "/meta/disconnect"}] if name == "goodbye" else []
-        _, reply = session.receive([*others, table.reply(request, **outcome)], ticket)
+        _, reply = receive(session, [*others, table.reply(request, **outcome)], ticket)
         assert reply is not None
         return reply
 

@@ -19,6 +19,7 @@ from aiosfstream._retry import RetryPolicy
 from aiosfstream._session import Action, Session, State, Subscription
 from aiosfstream.events import ConnectionEventKind
 from aiosfstream.exceptions import AuthenticationError, TransportError
+from tests.test_session import receive
 
 Message = dict[str, Any]
 
@@ -218,7 +219,7 @@ class World:
         """Let the answer arrive."""
         assert flight.answer is not None
         self._remove(flight)
-        events, reply = self.session.receive(flight.answer, flight.ticket)
+        events, reply = receive(self.session, flight.answer, flight.ticket)
         self.application.take(events, self.server.log, self.flying())
         assert reply is not None
         self._done(flight, reply, len(events))
