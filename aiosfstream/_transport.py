@@ -242,7 +242,7 @@ class LongPollingTransport(Transport):
         :raises AuthenticationError: if the token is refused, and a new one as well
         """
         self._connection_types = connection_types
-        await self._advance(lambda: self._session.established)
+        await self._advance(State.CONNECTING, State.CONNECTED)
         reply, self._last_handshake = self._last_handshake, None
         return reply or {}
 
@@ -259,14 +259,14 @@ class LongPollingTransport(Transport):
             raise TransportInvalidOperation(
                 f"Connecting to {self._url} belongs behind handshake(), once: use another transport"
             )
-        await self._advance(lambda: self._session.state is State.CONNECTED)
+        await self._advance(State.CONNECTED)
         self._session.opening = False
         self._context = copy_context()
         self._starter = self._loop.call_soon(self._give_way, context=self._context)
         return self._session.last_connect or {}
 
-    async def _advance(self, arrived: Callable[[], bool]) -> None:
-        while not arrived():
+    async def _advance(self, *goal: State) -> None:
+        while self._session.state not in goal:
             if self._session.stop_error is not None:
                 raise self._session.stop_error
             await self._take(*self._session.next_step())
