@@ -22,8 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, cast
 
 import aiohttp
@@ -127,25 +126,19 @@ class BaseClient(CometdClient):
             return TransportState.DISCONNECTED
         return self._transport.state
 
-    @asynccontextmanager
-    async def _opening(self) -> AsyncIterator[aiohttp.ClientSession]:
-        """Provide a new HTTP session, which is closed again if the block does not succeed."""
+    def _begin_to_open(self) -> None:
         if not self.closed or self._is_opening:
             raise ClientInvalidOperation(
                 f"Client is already open, with {self.url or 'no server yet'}: close it before it is opened again."
             )
         self._is_opening = True
-        try:
-            self._discard_messages()
-            self._http_session = self._session_factory(
-                cookie_jar=aiohttp.CookieJar(quote_cookie=False, unsafe=True)
-            )
-            yield self._http_session
-        except BaseException:
-            await self._release()
-            raise
-        finally:
-            self._is_opening = False
+
+    def _open_http_session(self) -> aiohttp.ClientSession:
+        self._discard_messages()
+        self._http_session = self._session_factory(
+            cookie_jar=aiohttp.CookieJar(quote_cookie=False, unsafe=True)
+        )
+        return self._http_session
 
     def _discard_messages(self) -> None:
         if self.has_pending_messages:

@@ -20,11 +20,12 @@ class Signal:
     __slots__ = ("_waiters",)
 
     def __init__(self) -> None:
-        self._waiters: list[asyncio.Future[None]] = []
+        # A tuple: where nobody waits, the empty one of all of them.
+        self._waiters: tuple[asyncio.Future[None], ...] = ()
 
     def wake(self) -> None:
         """Let every waiter look again."""
-        waiters, self._waiters = self._waiters, []
+        waiters, self._waiters = self._waiters, ()
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -47,13 +48,13 @@ class Signal:
     def waiter(self) -> asyncio.Future[None]:
         """Give what :meth:`wake` will resolve; whoever awaits it calls :meth:`forget` behind."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
+        self._waiters = (*self._waiters, waiter)
         return waiter
 
     def forget(self, waiter: asyncio.Future[None]) -> None:
         """Let go of what :meth:`waiter` gave, if it was given up before it was resolved."""
         if waiter in self._waiters:
-            self._waiters.remove(waiter)
+            self._waiters = tuple(other for other in self._waiters if other is not waiter)
 
 
 def _resolve(waiter: asyncio.Future[None]) -> None:

@@ -82,3 +82,7 @@ class Reporter:
                 "The observer failed for %s; the connection is not affected, mend the observer",
                 event.kind.value,
             )
+
+
+#: For the clients without an observer, of which there may be thousands.
+LOG_ONLY: Final = Reporter(None)

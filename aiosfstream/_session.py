@@ -62,7 +62,16 @@ HASTY: Final = 0.05
 _ERROR_FORM: Final = re.compile(r"\d{3}:")
 
 
-class State(Enum):
+class _Name(Enum):
+    """What is looked at all the time: an enum's own hash and text are functions in Python."""
+
+    __hash__ = object.__hash__
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class State(_Name):
     """Where the session stands."""
 
     #: There is none yet, or it was lost: a handshake comes next.
@@ -81,7 +90,7 @@ class State(Enum):
     STOPPED = auto()
 
 
-class Action(Enum):
+class Action(_Name):
     """What the transport can do for the session."""
 
     AUTHENTICATE = auto()
@@ -195,7 +204,7 @@ class Session:
 
     #: A dictionary of so many attributes would have 1.5 KiB in each of thousands of clients.
     __slots__ = (
-        "_busy",
+        "_busy_backoff",
         "_choose_fallback",
         "_connected_at",
         "_cookie_renewals",
@@ -204,7 +213,7 @@ class Session:
         "_largest_response",
         "_limit",
         "_message_id",
-        "_network",
+        "_network_backoff",
         "_overwrite",
         "_owners",
         "_plain",
@@ -216,6 +225,7 @@ class Session:
         "_relogins",
         "_renewed_while_opening",
         "_report",
+        "_rng",
         "_server_left",
         "_storage_attempts",
         "_strangers",
@@ -266,7 +276,7 @@ class Session:
         #: Delivered channel -> subscribed channel, where they differ.
         self.aliases: dict[str, str] = {}
         #: Errors for the application, until the transport takes them.
-        self.errors: list[Exception] = []
+        self.errors: tuple[Exception, ...] = ()
         #: The end of the session, once it has ended for good.
         self.stop_error: Exception | None = None
         #: Last reply to a connect.
@@ -281,7 +291,7 @@ class Session:
         self.opening = True
         self._delay = 0.0
         self._message_id = 0
-        self._to_resubscribe: list[Subscription] = []
+        self._to_resubscribe: tuple[Subscription, ...] = ()
         self._positions: dict[str, Position] = {}
         self._plain = self._positions
         self._owners: dict[str, Position | None] = {}
@@ -297,9 +307,31 @@ class Session:
         self._hasty_answers = 0
         self._connected_at: float | None = None
         self._refused_wait = False
-        self._network = Backoff(policy.initial, policy.cap, rng)
-        self._busy = Backoff(policy.busy_initial, policy.busy_cap, rng)
+        self._rng = rng
+        self._network_backoff: Backoff | None = None
+        self._busy_backoff: Backoff | None = None
         self._refusals = 0
+
+    # Thousands of clients may go for months without a failure, so these are made for the first.
+
+    @property
+    def _network(self) -> Backoff:
+        """The delays after trouble on the network."""
+        if self._network_backoff is None:
+            policy = self._policy
+            self._network_backoff = Backoff(policy.initial, policy.cap, self._rng)
+        return self._network_backoff
+
+    @property
+    def _busy(self) -> Backoff:
+        """The delays for a server that is busy."""
+        if self._busy_backoff is None:
+            policy = self._policy
+            self._busy_backoff = Backoff(policy.busy_initial, policy.busy_cap, self._rng)
+        return self._busy_backoff
+
+    def _forget_failures(self) -> None:
+        self._network_backoff = self._busy_backoff = None
 
     # What comes next
 
@@ -325,7 +357,7 @@ class Session:
 
     def _enter(self, state: State, reason: object) -> None:
         if state is not self.state:
-            LOGGER.debug("session: %s -> %s: %s", self.state.name, state.name, reason)
+            LOGGER.debug("session: %s -> %s: %s", self.state, state, reason)
             self.state = state
 
     # Outgoing messages
@@ -616,7 +648,7 @@ class Session:
         self.client_id = client_id
         self.clear_cookies = False
         self._token_accepted = True
-        self._to_resubscribe = list(self.subscriptions.values())
+        self._to_resubscribe = tuple(self.subscriptions.values())
         for subscription in self._to_resubscribe:
             subscription.fell_back = False
         self._enter(
@@ -662,8 +694,7 @@ class Session:
         if self._connected_at is None:
             self._connected_at = now
         elif now - self._connected_at >= self._policy.settled:
-            self._network.reset()
-            self._busy.reset()
+            self._forget_failures()
         self._relogins = 0
         self._refusals = 0
         self._refused_wait = False
@@ -692,9 +723,12 @@ class Session:
                 if not subscription.fell_back:
                     self._aim(subscription)
                 return subscription
-            del self._to_resubscribe[0]
+            self._resubscribed(subscription)
         self._enter(State.CONNECTING, "all channels subscribed")
         return None
+
+    def _resubscribed(self, subscription: Subscription) -> None:
+        self._to_resubscribe = tuple(one for one in self._to_resubscribe if one is not subscription)
 
     def _aim(self, subscription: Subscription) -> None:
         resume = self._positions[subscription.key].resume
@@ -719,7 +753,7 @@ class Session:
             self._farewell(result, now)
 
     def _resumed(self, subscription: Subscription, now: float) -> None:
-        self._to_resubscribe.remove(subscription)
+        self._resubscribed(subscription)
         # Only now is it known what the storage had. A fallback has been reported already.
         from_now_on = subscription.sent_start in (None, NEW_EVENTS) and not subscription.fell_back
         if from_now_on and self.lost_since is not None:
@@ -762,14 +796,14 @@ class Session:
         return True
 
     def _lose_channel(self, subscription: Subscription, reply: JsonObject) -> None:
-        self._to_resubscribe.remove(subscription)
+        self._resubscribed(subscription)
         self._forget(subscription.channel)
         error = ServerError(
             f"Channel {subscription.channel} cannot be resumed and is not subscribed any more;"
             " subscribe to it again, with a replay option if its replay id is the reason",
             reply,
         )
-        self.errors.append(error)
+        self.errors += (error,)
         self._report(
             ConnectionEvent(
                 ConnectionEventKind.CHANNEL_LOST, channel=subscription.channel, error=error
@@ -932,8 +966,7 @@ class Session:
         self.last_error = error
         if self._connected_at is not None:
             if now - self._connected_at >= self._policy.settled:
-                self._network.reset()
-                self._busy.reset()
+                self._forget_failures()
             self._connected_at = None
         if self.lost_since is None:
             self.lost_since = now
@@ -1042,7 +1075,7 @@ class Session:
         self._refusals += 1
         self._drop_session()
         self._enter(State.PARKED, error)
-        self.errors.append(error)
+        self.errors += (error,)
         storage = isinstance(error, ReplayError)
         kind = (
             ConnectionEventKind.STORAGE_FAILED

@@ -13,8 +13,7 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import Context, ContextVar, copy_context
 from copy import copy
-from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import aiohttp
 from aiocometd.constants import ConnectionType, TransportState
@@ -56,8 +55,7 @@ _NO_CONTEXT: Final = Context()
 _HEADERS: Final = {"Content-Type": "application/json;charset=UTF-8", "Accept": "application/json"}
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """What a transport needs to know of its client.
 
     :ivar auth: puts the token into requests
@@ -117,7 +115,8 @@ class LongPollingTransport(Transport):
         #: What starts that task, from the first connect on until it is started.
         self._starter: asyncio.Handle | None = None
         self._context = _NO_CONTEXT
-        self._requests: list[asyncio.Task[Any]] = []
+        #: Each with what is resolved when it has ended, if somebody waits for that.
+        self._requests: dict[asyncio.Task[Any], asyncio.Future[None] | None] = {}
         self._beside = asyncio.Lock()
         self._signal = Signal()
         self._closing = False
@@ -298,6 +297,7 @@ class LongPollingTransport(Transport):
 
     def _start_polling(self) -> None:
         self._forget_starter()
+        self._context = _NO_CONTEXT
         self._task = self._loop.create_task(self._run(), name="aiosfstream connection")
 
     def _forget_starter(self) -> None:
@@ -343,7 +343,7 @@ class LongPollingTransport(Transport):
         """Give the application what the last step brought, and wake who waits for a change."""
         session = self._session
         if session.errors:
-            errors, session.errors = session.errors, []
+            errors, session.errors = session.errors, ()
             for error in errors:
                 self._mailbox.fail(error)
         if session.state is not State.CONNECTED or session.stop_error is not None:
@@ -745,8 +745,8 @@ class LongPollingTransport(Transport):
             raise self._closing_error()
         task = self._start(request, "aiosfstream request")
         # asyncio.wait makes several objects for it, in each of thousands of clients that open at once.
-        while not task.done():
-            await self._signal.changed()
+        ended = self._requests[task] = self._loop.create_future()
+        await ended
         if task.cancelled():
             raise TransportInvalidOperation(
                 f"The client was closed before {self._url} answered: open it and look whether that was done"
@@ -755,12 +755,14 @@ class LongPollingTransport(Transport):
 
     def _start(self, request: Coroutine[Any, Any, ResultT], name: str) -> asyncio.Task[ResultT]:
         task = self._loop.create_task(request, name=name)
-        self._requests.append(task)
+        self._requests[task] = None
         task.add_done_callback(self._request_finished)
         return task
 
     def _request_finished(self, task: asyncio.Task[Any]) -> None:
-        self._requests.remove(task)
+        ended = self._requests.pop(task)
+        if ended is not None and not ended.done():
+            ended.set_result(None)
         self._look_again()
         self._signal.wake()
         if not task.cancelled() and task.exception() is not None:

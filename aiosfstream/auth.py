@@ -63,6 +63,8 @@ GRACE: Final = 3.0
 #: Seconds by which this machine's clock may be wrong without a word about it.
 CLOCK_TOLERANCE: Final = 5.0
 
+_TOKEN: Final = re.compile(r"[!-~]([ -~]*[!-~])?")
+_TOKEN_TYPE: Final = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 _FIELDS: Final = ("access_token", "token_type", "instance_url", "id", "signature", "issued_at")
 _ERROR_FIELDS: Final = ("error", "error_description")
 _FORM_HEADERS: Final = {
@@ -342,7 +344,7 @@ class AuthenticatorBase(AuthExtension):
             raise self._useless(
                 "its access token has characters that no header may have; check login_url"
             )
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", fields["token_type"]):
+        if not _TOKEN_TYPE.fullmatch(fields["token_type"]):
             raise self._useless("its token_type is no word; check login_url")
         if not _is_base_url(instance_url):
             raise self._useless("its instance_url is not the https URL of a host; check login_url")
@@ -999,7 +1001,7 @@ def is_secure(url: str) -> bool:
 
 
 def _is_header_safe(token: str) -> bool:
-    return re.fullmatch(r"[!-~]([ -~]*[!-~])?", token) is not None
+    return _TOKEN.fullmatch(token) is not None
 
 
 @lru_cache(maxsize=64)

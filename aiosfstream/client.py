@@ -23,7 +23,7 @@ from aiocometd.typing import JsonObject, SSLValidationMode
 from . import _http
 from ._cometd import BaseClient, SessionFactory, receives_plainly
 from ._mailbox import Mailbox
-from ._reporter import Reporter
+from ._reporter import LOG_ONLY, Reporter
 from ._retry import RetryPolicy
 from ._session import Session
 from ._transport import REPLAY, LongPollingTransport, Settings
@@ -68,6 +68,7 @@ __all__ = [
 COMETD_PATH: Final = "cometd"
 #: The Salesforce API version used unless another is asked for (Spring '26).
 API_VERSION: Final = "66.0"
+_API_VERSION_FORM: Final = re.compile(r"[1-9][0-9]{1,2}\.0")
 #: The first version with replay (Streaming API Developer Guide, "Message Durability").
 MIN_API_VERSION: Final = 37
 LOGGER = logging.getLogger(__name__)
@@ -106,26 +107,28 @@ class Turn:
 
     def __init__(self) -> None:
         self.taken = False
-        # A list, since there are thousands of clients and hardly ever one who waits: a deque has 600 bytes.
-        self._queue: list[asyncio.Future[None]] = []
+        # A tuple, since there are thousands of clients and hardly ever one who waits: the empty one is that
+        # of all of them.
+        self._queue: tuple[asyncio.Future[None], ...] = ()
 
     async def wait(self) -> None:
         """Wait until the turn is passed on to the caller."""
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append(place)
+        self._queue = (*self._queue, place)
         try:
             await place
         except BaseException:
             if place.done() and not place.cancelled():
                 self.release()
             else:
-                self._queue.remove(place)
+                self._queue = tuple(other for other in self._queue if other is not place)
             raise
 
     def release(self) -> None:
         """Pass the turn on to the next who waits, if there is one."""
         while self._queue:
-            place = self._queue.pop(0)
+            place, *rest = self._queue
+            self._queue = tuple(rest)
             if not place.done():
                 place.set_result(None)
                 return
@@ -242,7 +245,7 @@ class Client(BaseClient):
         self._api_version = api_version
         self._request_timeout = request_timeout
         self._poll_timeout = poll_timeout
-        self._report = Reporter(observer)
+        self._report = LOG_ONLY if observer is None else Reporter(observer)
         self._turn = Turn()
         self._direct: Direct | None = None
         LOGGER.debug(
@@ -303,15 +306,21 @@ class Client(BaseClient):
         :raises TransportError: if the endpoint cannot be reached or understood
         :raises ServerError: if the handshake or the first connect is refused
         """
-        async with self._opening() as http_session:
-            LOGGER.debug("Authenticating using %r", self.authenticator)
+        self._begin_to_open()
+        authenticator = self.authenticator
+        try:
+            http_session = self._open_http_session()
+            LOGGER.debug("Authenticating using %r", authenticator)
             with lend_session(http_session, self.ssl):
-                await self.authenticator.authenticate()
-            LOGGER.info(
-                "Successfully authenticated. Instance URL: %r", self.authenticator.instance_url
-            )
+                await authenticator.authenticate()
+            LOGGER.info("Successfully authenticated. Instance URL: %r", authenticator.instance_url)
             self.url = self._endpoint()
             await super().open()
+        except BaseException:
+            await self._release()
+            raise
+        finally:
+            self._is_opening = False
 
     @translate_errors
     async def close(self) -> None:
@@ -514,13 +523,20 @@ class Client(BaseClient):
         """
         turn = self._turn
         self._direct = None
+        plainly = not _receives_by_itself(self)
         while True:
-            policy, storage, store = self._direct_store()
             mailbox = self._mailbox
-            if store is not None and mailbox is not None:
+            if (
+                plainly
+                and mailbox is not None
+                and not turn.taken
+                and (mailbox.items or await self._mail_comes(mailbox))
+            ):
+                policy, storage, store = self._direct_store()
                 items = mailbox.items
                 while (
-                    items
+                    store is not None
+                    and items
                     and not turn.taken
                     # The application may have changed these meanwhile.
                     and self.replay_storage_policy is policy
@@ -542,7 +558,7 @@ class Client(BaseClient):
                         mailbox.put_back(message)
                         raise _storing_failed(message, error) from error
                     yield message
-                if not items and not turn.taken and await self._mail_comes(mailbox):
+                if not items:
                     continue
             try:
                 message = await self.receive()
@@ -575,17 +591,9 @@ class Client(BaseClient):
         """Give what stores a marker without waiting, or None if messages must go the long way."""
         policy, storage = self.replay_storage_policy, self.replay_storage
         if self._direct is None or self._direct[0] is not policy or self._direct[1] is not storage:
-            self._direct = policy, storage, self._find_direct_store(policy, storage)
+            manual = policy is ReplayMarkerStoragePolicy.MANUAL
+            self._direct = policy, storage, _store_nothing if manual else storage.direct_store()
         return self._direct
-
-    def _find_direct_store(
-        self, policy: ReplayMarkerStoragePolicy, storage: ReplayMarkerStorage
-    ) -> Callable[[JsonObject], None] | None:
-        if not _iterates_plainly(type(self)) or _receives_by_itself(self):
-            return None
-        if policy is ReplayMarkerStoragePolicy.MANUAL:
-            return _store_nothing
-        return storage.direct_store()
 
     async def __aenter__(self: ClientT) -> ClientT:
         """Open the client; raises what :meth:`open` raises."""
@@ -698,7 +706,7 @@ def _timeout(phase: float) -> aiohttp.ClientTimeout:
 
 
 def _check_api_version(api_version: str) -> None:
-    if not isinstance(api_version, str) or not re.fullmatch(r"[1-9][0-9]{1,2}\.0", api_version):
+    if not isinstance(api_version, str) or not _API_VERSION_FORM.fullmatch(api_version):
         raise ValueError(
             f"api_version should be a text such as {API_VERSION!r}, not {api_version!r}"
         )

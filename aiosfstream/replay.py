@@ -230,13 +230,17 @@ class ReplayMarkerStorage(Extension):
     #: Delivered channel -> subscribed channel, where they differ. The client sets it.
     _aliases: Mapping[str, str] = MappingProxyType({})
 
+    _forced_messages: dict[str, JsonObject] | None = None
+
     # Subclasses need not call __init__, so what it would make is made when it is first needed.
 
     @property
     def _forced(self) -> dict[str, JsonObject]:
         """Key -> the message whose marker is stored whatever is stored already."""
-        forced: dict[str, JsonObject] = self.__dict__.setdefault("_forced_messages", {})
-        return forced
+        # Not by way of __dict__: every client's storage has this, and that would stay in memory.
+        if self._forced_messages is None:
+            self._forced_messages = {}
+        return self._forced_messages
 
     @property
     def _lines(self) -> dict[str, _Line]:
@@ -714,7 +718,14 @@ def _is_plain(storage: MappingStorage) -> bool:
 
 
 def _has_own(storage: ReplayMarkerStorage) -> bool:
-    return any(name in storage.__dict__ for name in _HOOKS)
+    return any(
+        _function(getattr(storage, name)) is not getattr(type(storage), name) for name in _HOOKS
+    )
+
+
+def _function(attribute: Any) -> Any:
+    # Of a method. What is static is a function already.
+    return getattr(attribute, "__func__", attribute)
 
 
 def _run_now(coroutine: Awaitable[None]) -> None:

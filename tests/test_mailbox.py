@@ -104,7 +104,7 @@ async def test_waiting_for_a_change() -> None:
     await soon(asyncio.gather(waiting[0], waiting[2]))
     assert waiting[1].cancelled()
     await soon(signal.changed(0.001))
-    assert signal._waiters == []
+    assert signal._waiters == ()
 
 
 async def test_a_timer_does_not_outlive_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:

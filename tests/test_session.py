@@ -1011,7 +1011,7 @@ def test_only_failures_in_a_row_count(fields: Message) -> None:
         if table.session.next_step().action is Action.AUTHENTICATE:
             table.session.authenticated(table.now)
         table.renew()
-    assert table.session.errors == []
+    assert table.session.errors == ()
     assert table.session.state is State.CONNECTED
 
 
@@ -1280,7 +1280,7 @@ def test_a_storage_that_fails_during_a_renewal() -> None:
         assert step.delay > 0.0
         assert table.session.last_error is error
     table.session.storage_failed(error, table.now)
-    assert table.session.errors == [error]
+    assert table.session.errors == (error,)
     assert table.session.next_step().action is Action.PARK
     assert table.kinds()[-1] is ConnectionEventKind.STORAGE_FAILED
     table.session.unpark()
