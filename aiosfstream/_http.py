@@ -133,7 +133,11 @@ async def post(
         response = await request
         content: bytes | None = None
         try:
-            content = await _read(response.content, deadline)
+            if response.content.is_eof():
+                # Mostly all of it is there already.
+                content = response.content.read_nowait()
+            else:
+                content = await _read(response.content, deadline)
         finally:
             # With its last byte read, a response gives its connection back by itself.
             if content is None:
@@ -147,17 +151,13 @@ async def post(
     finally:
         if deadline is not None:
             deadline.stop()
-    if content is None:
+    if content is None or len(content) > MAX_ANSWER_SIZE:
         return _failure(Trouble.LOST, url, f"answered with more than {MAX_ANSWER_SIZE} bytes")
     return Answer(url, response.status, response.headers, content, response)
 
 
 async def _read(stream: aiohttp.StreamReader, deadline: Deadline | None) -> bytes | None:
     """Read the body, or give None if it is longer than anything a sound server sends."""
-    if stream.is_eof():
-        # Mostly all of it is there already.
-        body = stream.read_nowait()
-        return body if len(body) <= MAX_ANSWER_SIZE else None
     chunks: list[bytes] = []
     size = 0
     async for chunk in stream.iter_any():

@@ -1,4 +1,4 @@
-"""The queue between the task that fetches messages and the application that receives them."""
+"""The queue between the task that fetches messages and the application, and what tasks wait with."""
 
 from __future__ import annotations
 
@@ -60,6 +60,45 @@ class Signal:
 def _resolve(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_result(None)
+
+
+class Turn:
+    """Lets one task at a time through, in the order in which they came.
+
+    Unlike an :class:`asyncio.Lock` it belongs to no event loop while nobody waits, and costs an
+    attribute look-up where there is nobody to wait for.
+    """
+
+    __slots__ = ("_queue", "taken")
+
+    def __init__(self) -> None:
+        self.taken = False
+        # A tuple, since there are thousands of clients and hardly ever one who waits: the empty one is that
+        # of all of them.
+        self._queue: tuple[asyncio.Future[None], ...] = ()
+
+    async def wait(self) -> None:
+        """Wait until the turn is passed on to the caller."""
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue = (*self._queue, place)
+        try:
+            await place
+        except BaseException:
+            if place.done() and not place.cancelled():
+                self.release()
+            else:
+                self._queue = tuple(other for other in self._queue if other is not place)
+            raise
+
+    def release(self) -> None:
+        """Pass the turn on to the next who waits, if there is one."""
+        while self._queue:
+            place, *rest = self._queue
+            self._queue = tuple(rest)
+            if not place.done():
+                place.set_result(None)
+                return
+        self.taken = False
 
 
 class Mailbox(Signal):

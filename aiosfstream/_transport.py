@@ -24,7 +24,7 @@ from aiocometd.typing import JsonObject, SSLValidationMode
 from . import _http
 from ._deadline import Deadline
 from ._http import Failure, Trouble
-from ._mailbox import Mailbox, Signal
+from ._mailbox import Mailbox, Signal, Turn
 from ._retry import MAX_HOLD
 from ._session import Action, ReplayId, Session, State, Subscription
 from .events import ConnectionEvent, ConnectionEventKind
@@ -117,7 +117,7 @@ class LongPollingTransport(Transport):
         self._context = _NO_CONTEXT
         #: Each with what is resolved when it has ended, if somebody waits for that.
         self._requests: dict[asyncio.Task[Any], asyncio.Future[None] | None] = {}
-        self._beside = asyncio.Lock()
+        self._beside = Turn()
         self._signal = Signal()
         self._closing = False
         self._closed = False
@@ -309,12 +309,7 @@ class LongPollingTransport(Transport):
         """Take step after step until the session has ended."""
         try:
             while self._session.state is not State.STOPPED and not self._closing:
-                action, delay = self._session.next_step()
-                # Not by way of _take: thousands of clients wait in here, each with all of these frames.
-                if action is Action.CONNECT:
-                    await self._poll(delay)
-                else:
-                    await self._take(action, delay)
+                await self._take(*self._session.next_step())
                 self._pass_on()
         except Exception as bug:
             LOGGER.exception(
@@ -329,15 +324,9 @@ class LongPollingTransport(Transport):
             self._session.crashed(error)
         self._pass_on()
 
-    async def _take(self, action: Action, delay: float) -> None:
-        if action is Action.CONNECT:
-            await self._poll(delay)
-        elif action is Action.PARK:
-            await self._signal.changed()
-        else:
-            if delay:
-                await asyncio.sleep(delay)
-            await self._STEPS[action](self)
+    def _take(self, action: Action, delay: float) -> Awaitable[None]:
+        # No coroutine: thousands of clients wait in here, each with all of the frames.
+        return self._STEPS[action](self, delay)
 
     def _pass_on(self) -> None:
         """Give the application what the last step brought, and wake who waits for a change."""
@@ -398,9 +387,14 @@ class LongPollingTransport(Transport):
             if not self._mailbox.has_errors:
                 self._mailbox.fail(error)
 
-    async def _handshake(self) -> None:
+    async def _handshake(self, delay: float) -> None:
         session = self._session
-        async with self._beside:
+        if delay:
+            await asyncio.sleep(delay)
+        if self._beside.taken:
+            await self._beside.wait()
+        self._beside.taken = True
+        try:
             if session.farewell_id is not None:
                 await self._say_goodbye(session.farewell_id)
             if session.clear_cookies and self._http_session is not None:
@@ -408,6 +402,8 @@ class LongPollingTransport(Transport):
             offered = [connection_type.value for connection_type in self._connection_types]
             result, _ = await self._exchange(session.handshake_message(offered))
             session.handshake_done(result, self._loop.time())
+        finally:
+            self._beside.release()
         if isinstance(result, dict):
             if session.opening:
                 self._last_handshake = result
@@ -426,8 +422,10 @@ class LongPollingTransport(Transport):
                 self._url,
             )
 
-    async def _resubscribe(self) -> None:
+    async def _resubscribe(self, delay: float) -> None:
         session = self._session
+        if delay:
+            await asyncio.sleep(delay)
         subscription = session.next_to_resubscribe()
         if subscription is None:
             return
@@ -438,7 +436,9 @@ class LongPollingTransport(Transport):
             return
         session.resubscribe_done(subscription, result, self._loop.time())
 
-    async def _log_in(self) -> None:
+    async def _log_in(self, delay: float) -> None:
+        if delay:
+            await asyncio.sleep(delay)
         try:
             self._url = await self._settings.log_in(self._authorization)
         except AuthenticationError as error:
@@ -446,10 +446,15 @@ class LongPollingTransport(Transport):
         else:
             self._session.authenticated(self._loop.time())
 
-    _STEPS: Final[dict[Action, Callable[[LongPollingTransport], Awaitable[None]]]] = {
+    def _park(self, delay: float) -> Awaitable[None]:
+        return self._signal.changed()
+
+    _STEPS: Final[dict[Action, Callable[[LongPollingTransport, float], Awaitable[None]]]] = {
         Action.AUTHENTICATE: _log_in,
         Action.HANDSHAKE: _handshake,
         Action.SUBSCRIBE: _resubscribe,
+        Action.CONNECT: _poll,
+        Action.PARK: _park,
     }
 
     # One request
@@ -470,12 +475,17 @@ class LongPollingTransport(Transport):
         :param stale: whether it is about a session that was given up, so that events are not wanted
         :raises ReplayError: if the marker storage fails and is needed
         """
+        payload, headers = [message], dict(_HEADERS)
         try:
-            posting, authorization = await self._prepare(message, subscription, hold)
+            await self._outgoing(payload, headers, subscription)
+            posting = self._post(payload, headers, hold)
         except AuthenticationError as error:
             return _not_sent(Trouble.UNAUTHORIZED, error), 0
         except TransportError as error:
             return _not_sent(Trouble.REJECTED, error), 0
+        authorization = headers.get("Authorization", "")
+        # Thousands of clients wait for the answer.
+        del payload, headers
         ticket = self._session.send(message, stale=stale)
         messages: list[JsonObject] | Failure | None = None
         try:
@@ -503,20 +513,6 @@ class LongPollingTransport(Transport):
         if reply is None:
             return self._no_reply(message), len(events)
         return reply, len(events)
-
-    async def _prepare(
-        self, message: JsonObject, subscription: Subscription | None, hold: float
-    ) -> tuple[Awaitable[_http.Answer | Failure], str]:
-        """Give what sends *message* when it is awaited, and the ``Authorization`` that goes with it.
-
-        The headers are left to it alone: thousands of clients wait for the answer.
-        """
-        payload, headers = [message], dict(_HEADERS)
-        await self._outgoing(payload, headers, subscription)
-        body = _http.dump_json(payload, self._settings.json_dumps)
-        return self._post(self._open_session(), body, headers, hold), headers.get(
-            "Authorization", ""
-        )
 
     async def _outgoing(
         self, payload: list[JsonObject], headers: dict[str, str], subscription: Subscription | None
@@ -559,12 +555,11 @@ class LongPollingTransport(Transport):
         return self._http_session
 
     def _post(
-        self,
-        http_session: aiohttp.ClientSession,
-        body: bytes,
-        headers: dict[str, str],
-        hold: float,
+        self, payload: list[JsonObject], headers: dict[str, str], hold: float
     ) -> Awaitable[_http.Answer | Failure]:
+        """Give what sends *payload* when it is awaited."""
+        http_session = self._open_session()
+        body = _http.dump_json(payload, self._settings.json_dumps)
         task = asyncio.current_task()
         assert task is not None
         # The background task, and before it the one that opens, makes one request after the other.
@@ -691,8 +686,11 @@ class LongPollingTransport(Transport):
         timeout = self._settings.connection_timeout() or None
         deadline = None if timeout is None else self._loop.time() + timeout
         while True:
-            await self._wait_established(deadline)
-            await self._beside.acquire()
+            if not self._session.established:
+                await self._wait_established(deadline)
+            if self._beside.taken:
+                await self._beside.wait()
+            self._beside.taken = True
             if self._session.established:
                 break
             self._beside.release()

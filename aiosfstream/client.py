@@ -22,7 +22,7 @@ from aiocometd.typing import JsonObject, SSLValidationMode
 
 from . import _http
 from ._cometd import BaseClient, SessionFactory, receives_plainly
-from ._mailbox import Mailbox
+from ._mailbox import Mailbox, Turn
 from ._reporter import LOG_ONLY, Reporter
 from ._retry import RetryPolicy
 from ._session import Session
@@ -94,45 +94,6 @@ class ReplayMarkerStoragePolicy(Enum):
 Direct = tuple[
     ReplayMarkerStoragePolicy, ReplayMarkerStorage, "Callable[[JsonObject], None] | None"
 ]
-
-
-class Turn:
-    """Lets one task at a time through, in the order in which they came.
-
-    Unlike an :class:`asyncio.Lock` it belongs to no event loop while nobody waits, and costs an
-    attribute look-up where there is nobody to wait for.
-    """
-
-    __slots__ = ("_queue", "taken")
-
-    def __init__(self) -> None:
-        self.taken = False
-        # A tuple, since there are thousands of clients and hardly ever one who waits: the empty one is that
-        # of all of them.
-        self._queue: tuple[asyncio.Future[None], ...] = ()
-
-    async def wait(self) -> None:
-        """Wait until the turn is passed on to the caller."""
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue = (*self._queue, place)
-        try:
-            await place
-        except BaseException:
-            if place.done() and not place.cancelled():
-                self.release()
-            else:
-                self._queue = tuple(other for other in self._queue if other is not place)
-            raise
-
-    def release(self) -> None:
-        """Pass the turn on to the next who waits, if there is one."""
-        while self._queue:
-            place, *rest = self._queue
-            self._queue = tuple(rest)
-            if not place.done():
-                place.set_result(None)
-                return
-        self.taken = False
 
 
 class Client(BaseClient):

@@ -42,7 +42,7 @@ from aiosfstream import (
     TransportError,
 )
 from aiosfstream._cometd import uninterrupted
-from aiosfstream.client import API_VERSION, COMETD_PATH, CometdClient, Turn
+from aiosfstream.client import API_VERSION, COMETD_PATH, CometdClient
 from aiosfstream.testing import Garble, OAuthError, Refuse, RevokeTokens, Status, StreamingServer
 from tests.support import (
     CHANGE,
@@ -839,29 +839,7 @@ def test_the_representation_has_no_secret() -> None:
     assert "quiet" not in repr(client)
 
 
-# Details of iterating and taking turns
-
-
-async def test_a_turn_is_passed_on_however_who_waits_is_cancelled() -> None:
-    turn = Turn()
-    turn.taken = True
-    waiting = [asyncio.create_task(turn.wait()) for _ in range(4)]
-    await asyncio.sleep(0)
-    waiting[0].cancel()
-    await asyncio.sleep(0)
-    turn.release()
-    # The turn is with the second, who is cancelled before it can take it.
-    waiting[1].cancel()
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert [task.cancelled() for task in waiting[:2]] == [True, True]
-    await soon(waiting[2])
-    assert turn.taken
-    waiting[3].cancel()
-    turn.release()
-    await asyncio.sleep(0)
-    turn.release()
-    assert not turn.taken
+# Details of iterating
 
 
 async def test_a_policy_that_changes_while_iterating(server: StreamingServer) -> None:

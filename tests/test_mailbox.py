@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosfstream._mailbox import Mailbox, Signal
+from aiosfstream._mailbox import Mailbox, Signal, Turn
 from tests.support import soon, until
 
 
@@ -206,3 +206,25 @@ async def test_each_change_wakes_the_reader(change: str) -> None:
         "close": mailbox.close,
     }[change]()
     await soon(waiting)
+
+
+async def test_a_turn_is_passed_on_however_who_waits_is_cancelled() -> None:
+    turn = Turn()
+    turn.taken = True
+    waiting = [asyncio.create_task(turn.wait()) for _ in range(4)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    await asyncio.sleep(0)
+    turn.release()
+    # The turn is with the second, who is cancelled before it can take it.
+    waiting[1].cancel()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert [task.cancelled() for task in waiting[:2]] == [True, True]
+    await soon(waiting[2])
+    assert turn.taken
+    waiting[3].cancel()
+    turn.release()
+    await asyncio.sleep(0)
+    turn.release()
+    assert not turn.taken
