@@ -33,6 +33,7 @@ from aiocometd.transports.abc import Transport
 from aiocometd.typing import JsonObject, SSLValidationMode
 
 from . import _http
+from ._cookies import CookieJar
 from ._mailbox import Mailbox
 from ._transport import LongPollingTransport
 from .exceptions import ClientError, ClientInvalidOperation
@@ -54,6 +55,7 @@ class NoLoop:
     """
 
 
+_CONNECTION_TYPES: Final = [ConnectionType.LONG_POLLING]
 _NO_LOOP: Final = cast(asyncio.AbstractEventLoop, NoLoop())
 
 
@@ -85,6 +87,8 @@ class BaseClient(CometdClient):
             json_loads=json_loads,
             loop=_NO_LOOP,
         )
+        # One list for all clients, of which there may be thousands. Nothing changes it.
+        self._connection_types = _CONNECTION_TYPES
         self._session_factory = session_factory
         self._http_session: aiohttp.ClientSession | None = None
         self._is_opening = False
@@ -135,9 +139,7 @@ class BaseClient(CometdClient):
 
     def _open_http_session(self) -> aiohttp.ClientSession:
         self._discard_messages()
-        self._http_session = self._session_factory(
-            cookie_jar=aiohttp.CookieJar(quote_cookie=False, unsafe=True)
-        )
+        self._http_session = self._session_factory(cookie_jar=CookieJar())
         return self._http_session
 
     def _discard_messages(self) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from itertools import islice
 from sys import intern
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from aiocometd.constants import MetaChannel
 from aiocometd.typing import JsonObject
@@ -40,8 +40,6 @@ LOGGER = logging.getLogger(__name__)
 
 #: A replay id as JSON has it: opaque, usually an int, kept with its type. None: no id.
 ReplayId = Any
-#: Asked when a replay id was refused: gives the id to use instead, or None for "report it".
-ChooseFallback = Callable[[str, JsonObject], ReplayId]
 
 NEW_EVENTS: Final = -1
 #: How many replay ids of a channel are remembered at the least, to recognise duplicates.
@@ -190,11 +188,20 @@ class Ticket:
     points: dict[Position, ReplayId]
 
 
+class Owner(Protocol):
+    """Whose session it is. Not functions, which would be objects of their own in each of thousands."""
+
+    def _choose_fallback(self, channel: str, reply: JsonObject) -> ReplayId:
+        """Give the id to use in place of one that *reply* refuses, or None for "report it"."""
+
+    def _overwrite_with(self, message: JsonObject) -> None:
+        """Store the marker of *message*, the first of its channel behind a fallback, in any case."""
+
+
 class Session:
     """The state of one client's session with the server, across renewals.
 
-    :param choose_fallback: decides what to do about a refused replay id
-    :param overwrite: called with the first event of a channel behind a fallback
+    :param owner: is asked what a session cannot decide
     :param report: called with every change that an observer should know of
     :param policy: delays
     :param rng: where the jitter comes from
@@ -205,7 +212,7 @@ class Session:
     #: A dictionary of so many attributes would have 1.5 KiB in each of thousands of clients.
     __slots__ = (
         "_busy_backoff",
-        "_choose_fallback",
+        "_client",
         "_connected_at",
         "_cookie_renewals",
         "_delay",
@@ -214,7 +221,6 @@ class Session:
         "_limit",
         "_message_id",
         "_network_backoff",
-        "_overwrite",
         "_owners",
         "_plain",
         "_policy",
@@ -251,16 +257,14 @@ class Session:
     def __init__(
         self,
         *,
-        choose_fallback: ChooseFallback,
-        overwrite: Callable[[JsonObject], None],
+        owner: Owner,
         report: Callable[[ConnectionEvent], None],
         policy: RetryPolicy,
         rng: random.Random,
         limit: int = 0,
         poll_timeout: float | None = None,
     ) -> None:
-        self._choose_fallback = choose_fallback
-        self._overwrite = overwrite
+        self._client = owner
         self._report = report
         self._policy = policy
         self._limit = limit
@@ -557,7 +561,7 @@ class Session:
         position.resume = replay_id
         if position.overwrite:
             position.overwrite = False
-            self._overwrite(message)
+            self._client._overwrite_with(message)
             self._index()
         return True
 
@@ -776,7 +780,7 @@ class Session:
         """Try another starting point, once, if the replay id is what was refused."""
         if subscription.fell_back or not is_replay_error(reply):
             return False
-        fallback = self._choose_fallback(subscription.channel, reply)
+        fallback = self._client._choose_fallback(subscription.channel, reply)
         if fallback is None:
             return False
         subscription.fell_back = True

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import Context, ContextVar, copy_context
 from copy import copy
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import aiohttp
 from aiocometd.constants import ConnectionType, TransportState
@@ -55,16 +55,29 @@ _NO_CONTEXT: Final = Context()
 _HEADERS: Final = {"Content-Type": "application/json;charset=UTF-8", "Accept": "application/json"}
 
 
+class Owner(Protocol):
+    """Whose transport it is.
+
+    :ivar connection_timeout: seconds that a request waits for a renewal; None or 0: for ever
+    """
+
+    connection_timeout: float
+
+    async def _log_in_again(self, refused: str | None) -> str:
+        """Get a new token, unless another one than the header value *refused* is in use already.
+
+        :return: the URL to go on with
+        """
+
+
 class Settings(NamedTuple):
     """What a transport needs to know of its client.
 
+    :ivar owner: the client, for what may change
     :ivar auth: puts the token into requests
     :ivar extensions: run on every message, in this order, before *auth*
-    :ivar log_in: gets a new token unless another one than the given header value is in use already;
-        gives the URL to go on with
     :ivar before_poll: awaited before each connect, or None
     :ivar report: called with every event that an observer should know of
-    :ivar connection_timeout: gives the seconds that a request waits for a renewal; None: for ever
     :ivar request_timeout: seconds for each phase of a request
     :ivar timeout: aiohttp's part in that
     :ivar ssl: how TLS is verified, as aiohttp takes it
@@ -72,12 +85,11 @@ class Settings(NamedTuple):
     :ivar json_loads: parses messages
     """
 
+    owner: Owner
     auth: AuthExtension
     extensions: list[Extension]
-    log_in: Callable[[str | None], Awaitable[str]]
     before_poll: Callable[[], Awaitable[None]] | None
     report: Callable[[ConnectionEvent], None]
-    connection_timeout: Callable[[], float | None]
     request_timeout: float
     timeout: aiohttp.ClientTimeout
     ssl: SSLValidationMode | None
@@ -440,7 +452,7 @@ class LongPollingTransport(Transport):
         if delay:
             await asyncio.sleep(delay)
         try:
-            self._url = await self._settings.log_in(self._authorization)
+            self._url = await self._settings.owner._log_in_again(self._authorization)
         except AuthenticationError as error:
             self._session.authentication_failed(error, self._loop.time())
         else:
@@ -683,7 +695,7 @@ class LongPollingTransport(Transport):
 
     async def _take_turn(self) -> None:
         """Wait for a usable session and for the turn, which :meth:`_end_turn` ends."""
-        timeout = self._settings.connection_timeout() or None
+        timeout = self._settings.owner.connection_timeout or None
         deadline = None if timeout is None else self._loop.time() + timeout
         while True:
             if not self._session.established:

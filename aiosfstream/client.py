@@ -327,8 +327,7 @@ class Client(BaseClient):
         self, mailbox: Mailbox, http_session: aiohttp.ClientSession
     ) -> LongPollingTransport:
         session = Session(
-            choose_fallback=self._choose_fallback,
-            overwrite=self.replay_storage._overwrite_with,
+            owner=self,
             report=self._report,
             policy=self._retry_policy,
             rng=_CHANCE,
@@ -338,12 +337,11 @@ class Client(BaseClient):
         dumps, loads = self._json
         phase = self._request_timeout
         settings = Settings(
+            owner=self,
             auth=self.authenticator,
             extensions=self.extensions or [],
-            log_in=self._log_in_again,
             before_poll=self.replay_storage.flush if self.replay_storage._buffered else None,
             report=self._report,
-            connection_timeout=self._get_connection_timeout,
             request_timeout=phase,
             timeout=_timeout(phase),
             ssl=self.ssl,
@@ -353,11 +351,11 @@ class Client(BaseClient):
         self.replay_storage._aliases = session.aliases
         return LongPollingTransport(self.url, session, mailbox, http_session, settings)
 
-    def _get_connection_timeout(self) -> float | None:
-        return self.connection_timeout
-
     def _choose_fallback(self, channel: str, reply: JsonObject) -> Any:
         return None if self.replay_fallback is None else _plain_id(self.replay_fallback)
+
+    def _overwrite_with(self, message: JsonObject) -> None:
+        self.replay_storage._overwrite_with(message)
 
     # Channels
 

@@ -61,8 +61,7 @@ class Table:
         self.refusals: list[str] = []
         self.fallback = fallback
         self.session = Session(
-            choose_fallback=self._choose,
-            overwrite=self.overwritten.append,
+            owner=self,
             report=self.events.append,
             policy=RetryPolicy(),
             rng=random.Random(1),
@@ -70,9 +69,12 @@ class Table:
             poll_timeout=poll_timeout,
         )
 
-    def _choose(self, channel: str, reply: Message) -> Any:
+    def _choose_fallback(self, channel: str, reply: Message) -> Any:
         self.refusals.append(channel)
         return self.fallback
+
+    def _overwrite_with(self, message: Message) -> None:
+        self.overwritten.append(message)
 
     def open(self, *channels: str, start: Any = None) -> Table:
         """Open it and subscribe channels."""

@@ -162,8 +162,7 @@ class World:
         self.now = 0.0
         self.reported: list[ConnectionEventKind] = []
         self.session = Session(
-            choose_fallback=lambda channel, reply: None,
-            overwrite=lambda message: None,
+            owner=self,
             report=lambda event: self.reported.append(event.kind),
             policy=RetryPolicy(),
             rng=random.Random(1),
@@ -176,6 +175,12 @@ class World:
         self.line: Flight | None = None
         #: The others: those beside the connect, and connects of sessions that were given up.
         self.others: list[Flight] = []
+
+    def _choose_fallback(self, channel: str, reply: Message) -> Any:
+        return None
+
+    def _overwrite_with(self, message: Message) -> None:
+        raise AssertionError("there is no fallback")
 
     # How the transport would do it
 
