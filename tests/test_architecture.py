@@ -18,6 +18,7 @@ ARROWS: dict[str, set[str]] = {
     "exceptions": set(),
     "events": set(),
     "types": set(),
+    "_cookies": set(),
     "_deadline": set(),
     "_mailbox": set(),
     "_reporter": {"events"},
@@ -33,7 +34,7 @@ ARROWS: dict[str, set[str]] = {
         "events",
         "exceptions",
     },
-    "_cometd": {"_transport", "_http", "_mailbox", "exceptions"},
+    "_cometd": {"_transport", "_http", "_cookies", "_mailbox", "exceptions"},
     "auth": {"_http", "exceptions"},
     "replay": {"exceptions"},
     "client": {
