@@ -250,7 +250,3 @@ class Backoff:
         bound = self.bound
         self.attempts += 1
         return self._rng.uniform(0.0, bound)
-
-    def reset(self) -> None:
-        """Forget the failures, after a success."""
-        self.attempts = 0

@@ -1,0 +1,112 @@
+"""The cookie jar of a client: what it remembers, and when it looks again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from http.cookies import SimpleCookie
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer as Server
+from yarl import URL
+
+from aiosfstream._cookies import REMEMBERED_FOR, CookieJar
+
+HERE = URL("http://127.0.0.1:8080/cometd/60.0")
+ELSEWHERE = URL("http://127.0.0.2:8080/cometd/60.0")
+
+
+class Clock:
+    """A clock that goes on only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    monkeypatch.setattr(time, "time", clock)
+    return clock
+
+
+@pytest.fixture
+async def jar(clock: Clock) -> CookieJar:
+    jar = CookieJar()
+    set_cookie(jar, "routing=a!//b=; Path=/")
+    return jar
+
+
+def set_cookie(jar: CookieJar, header: str) -> None:
+    """Take a ``Set-Cookie`` header, by the one way that every aiohttp has."""
+    jar.update_cookies(SimpleCookie(header), HERE)
+
+
+def sent(jar: CookieJar, url: URL = HERE) -> dict[str, str]:
+    return {name: morsel.value for name, morsel in jar.filter_cookies(url).items()}
+
+
+async def test_what_was_given_is_given_again(jar: CookieJar) -> None:
+    first = jar.filter_cookies(HERE)
+    assert {name: morsel.value for name, morsel in first.items()} == {"routing": "a!//b="}
+    assert jar.filter_cookies(HERE) is first
+
+
+async def test_each_server_gets_its_own(jar: CookieJar) -> None:
+    assert sent(jar) == {"routing": "a!//b="}
+    assert sent(jar, ELSEWHERE) == {}
+    assert sent(jar) == {"routing": "a!//b="}
+
+
+CHANGES: dict[str, tuple[Callable[[CookieJar], None], dict[str, str]]] = {
+    "another value": (lambda jar: set_cookie(jar, "routing=c; Path=/"), {"routing": "c"}),
+    "another cookie": (
+        lambda jar: set_cookie(jar, "browser=1; Path=/"),
+        {"routing": "a!//b=", "browser": "1"},
+    ),
+    "deleted by the server": (lambda jar: set_cookie(jar, "routing=a; Path=/; Max-Age=0"), {}),
+    "cleared": (lambda jar: jar.clear(), {}),
+    "cleared by choice": (lambda jar: jar.clear(lambda cookie: cookie.key == "routing"), {}),
+    "cleared by domain": (lambda jar: jar.clear_domain("127.0.0.1"), {}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_a_change_is_seen_at_once(jar: CookieJar, change: str) -> None:
+    assert sent(jar) == {"routing": "a!//b="}
+    make, expected = CHANGES[change]
+    make(jar)
+    assert sent(jar) == expected
+
+
+async def test_each_answer_may_change_them() -> None:
+    received: list[str] = []
+
+    async def count(request: web.Request) -> web.Response:
+        received.append(request.headers.get("Cookie", "none"))
+        answer = web.Response()
+        answer.set_cookie("count", str(len(received)))
+        return answer
+
+    app = web.Application()
+    app.router.add_get("/", count)
+    async with Server(app) as server, aiohttp.ClientSession(cookie_jar=CookieJar()) as http:
+        for _ in range(3):
+            async with http.get(server.make_url("/")) as response:
+                assert response.status == 200
+    assert received == ["none", "count=1", "count=2"]
+
+
+async def test_a_cookie_that_ran_out_is_sent_no_longer_than_promised(
+    jar: CookieJar, clock: Clock
+) -> None:
+    set_cookie(jar, "session=1; Path=/; Max-Age=3")
+    assert sent(jar) == {"routing": "a!//b=", "session": "1"}
+    clock.now += REMEMBERED_FOR
+    assert sent(jar) == {"routing": "a!//b="}
