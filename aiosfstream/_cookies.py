@@ -28,30 +28,30 @@ class CookieJar(aiohttp.CookieJar):
         # Unsafe: a server may be known by its address only. Unquoted: load balancers look for the value
         # that they have sent.
         super().__init__(quote_cookie=False, unsafe=True)
-        self._last: tuple[URL, float, BaseCookie[str]] | None = None
+        self._given: BaseCookie[str] | None = None
+        self._given_for = _NO_URL
+        self._given_until = 0.0
 
     def filter_cookies(self, request_url: URL = _NO_URL) -> BaseCookie[str]:
         """Give the cookies for *request_url*."""
         now = time.monotonic()
-        if self._last is not None:
-            url, until, cookies = self._last
-            if url == request_url and now < until:
-                return cookies
-        cookies = super().filter_cookies(request_url)
-        self._last = request_url, now + REMEMBERED_FOR, cookies
-        return cookies
+        given = self._given
+        if given is None or request_url != self._given_for or now >= self._given_until:
+            given = self._given = super().filter_cookies(request_url)
+            self._given_for, self._given_until = request_url, now + REMEMBERED_FOR
+        return given
 
     def update_cookies(self, cookies: Any, response_url: URL = _NO_URL) -> None:
         """Take *cookies*, which *response_url* has set, into the jar."""
-        self._last = None
+        self._given = None
         super().update_cookies(cookies, response_url)
 
     def update_cookies_from_headers(self, headers: Sequence[str], response_url: URL) -> None:
         """Take the cookies of the ``Set-Cookie`` *headers* of *response_url* into the jar."""
-        self._last = None
+        self._given = None
         super().update_cookies_from_headers(headers, response_url)
 
     def clear(self, predicate: Any = None) -> None:
         """Drop the cookies of which *predicate* says so, or all."""
-        self._last = None
+        self._given = None
         super().clear(predicate)
