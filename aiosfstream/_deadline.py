@@ -109,8 +109,14 @@ class Deadline:
         self._task.cancel()
 
 
-def _cancelling(task: asyncio.Task[Any]) -> int:
-    """Give how often *task* was cancelled; Python 3.10 does not count."""
-    if sys.version_info >= (3, 11):
+if sys.version_info >= (3, 11):
+
+    def _cancelling(task: asyncio.Task[Any]) -> int:
+        """Give how often *task* was cancelled."""
         return task.cancelling()
-    return 0
+
+else:
+
+    def _cancelling(task: asyncio.Task[Any]) -> int:
+        """Give 0: Python 3.10 does not count."""
+        return 0

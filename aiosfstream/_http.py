@@ -104,6 +104,7 @@ async def post(
     timeout: aiohttp.ClientTimeout,
     ssl: SSLValidationMode | None = None,
     deadline: Deadline | None = None,
+    target: URL | None = None,
 ) -> Answer | Failure:
     """Post *body* and read the whole answer. Redirects are not followed.
 
@@ -114,13 +115,14 @@ async def post(
     :param timeout: how long each phase may take, in seconds
     :param ssl: how to verify TLS, as aiohttp takes it; None: as usual
     :param deadline: ends it in time, if it is prepared for the task that calls this
+    :param target: the URL, where it has been parsed already
     :return: the answer, or the failure with the exception that describes it
     """
     if deadline is not None:
         deadline.start()
     try:
         request = session.post(
-            url,
+            target or url,
             data=body,
             headers=headers,
             timeout=timeout,

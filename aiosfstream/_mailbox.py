@@ -143,8 +143,12 @@ class Mailbox(Signal):
 
     def extend(self, messages: Iterable[JsonObject]) -> None:
         """Add messages, more than the limit if need be, and wake the reader."""
-        self._own_items().extend(messages)
+        self.add(messages)
         self.wake()
+
+    def add(self, messages: Iterable[JsonObject]) -> None:
+        """Add messages for a reader that whoever calls this wakes soon."""
+        self._own_items().extend(messages)
 
     def fail(self, error: Exception) -> None:
         """Add an error behind the messages that are there, to be raised once."""

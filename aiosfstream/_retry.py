@@ -41,6 +41,10 @@ class Verdict(Enum):
     STOP = auto()
 
 
+_PROCEED: Final = Verdict.PROCEED
+#: What advice asks for that comes with a success, if it is not to go on.
+_ADVISED: Final = {"none": Verdict.STOP, "handshake": Verdict.RENEW}
+
 _TROUBLE: Final = {
     Trouble.NOT_SENT: Verdict.RETRY,
     Trouble.THROTTLED: Verdict.RETRY,
@@ -85,15 +89,14 @@ def judge_reply(reply: JsonObject) -> Verdict:
     :param reply: a reply whose ``successful`` is filled in
     :return: the verdict
     """
-    reconnect = reconnect_advice(reply)
     if reply["successful"]:
-        return {"none": Verdict.STOP, "handshake": Verdict.RENEW}.get(reconnect, Verdict.PROCEED)
+        return _ADVISED.get(reconnect_advice(reply), _PROCEED) if "advice" in reply else _PROCEED
     reason = failure_reason(reply)
     if verdict := _judge_reason(reason):
         return verdict
     if _ANY_LIMIT.search(reason):
         return Verdict.RENEW_LATER
-    return {"none": Verdict.STOP, "handshake": Verdict.RENEW}.get(reconnect, Verdict.RETRY)
+    return _ADVISED.get(reconnect_advice(reply), Verdict.RETRY)
 
 
 def judge_request(reply: JsonObject) -> Verdict:
@@ -103,7 +106,7 @@ def judge_request(reply: JsonObject) -> Verdict:
     :return: :attr:`Verdict.PROCEED` if it was successful, or if it is this one request that is refused
     """
     if reply["successful"]:
-        return Verdict.PROCEED
+        return _PROCEED
     return _judge_reason(failure_reason(reply)) or Verdict.PROCEED
 
 

@@ -22,6 +22,7 @@ from aiocometd.typing import JsonObject
 
 from ._http import Failure, Trouble
 from ._retry import (
+    DEFAULT_HOLD,
     Backoff,
     RetryPolicy,
     Verdict,
@@ -109,11 +110,21 @@ _ACTIONS: Final = {
     State.STOPPED: Action.STOP,
 }
 
+# What the hot path looks at: before Python 3.12 a member of an enum is found by a function in Python.
+_CONNECTED: Final = State.CONNECTED
+_ESTABLISHED: Final = (State.CONNECTING, State.CONNECTED)
+_PROCEED: Final = Verdict.PROCEED
+_CONNECT: Final[str] = MetaChannel.CONNECT.value
+_DISCONNECT: Final[str] = MetaChannel.DISCONNECT.value
+_HANDSHAKE: Final[str] = MetaChannel.HANDSHAKE.value
+_SUBSCRIBE: Final[str] = MetaChannel.SUBSCRIBE.value
+_UNSUBSCRIBE: Final[str] = MetaChannel.UNSUBSCRIBE.value
+
 _REFUSALS: Final = {
-    MetaChannel.HANDSHAKE: "Handshake request failed.",
-    MetaChannel.CONNECT: "Connect request failed.",
-    MetaChannel.SUBSCRIBE: "Subscribe request failed.",
-    MetaChannel.UNSUBSCRIBE: "Unsubscribe request failed.",
+    _HANDSHAKE: "Handshake request failed.",
+    _CONNECT: "Connect request failed.",
+    _SUBSCRIBE: "Subscribe request failed.",
+    _UNSUBSCRIBE: "Unsubscribe request failed.",
 }
 
 
@@ -217,6 +228,7 @@ class Session:
         "_cookie_renewals",
         "_delay",
         "_hasty_answers",
+        "_interval",
         "_largest_response",
         "_limit",
         "_message_id",
@@ -244,7 +256,9 @@ class Session:
         "client_id",
         "epoch",
         "errors",
+        "established",
         "farewell_id",
+        "hold",
         "last_connect",
         "last_error",
         "lost_since",
@@ -272,10 +286,15 @@ class Session:
 
         # This is all of the mutable state.
         self.state = State.NO_SESSION
+        #: Whether requests beside the connect make sense: the server should know this client.
+        self.established = False
         self.client_id: str | None = None
         #: Which session answers belong to; those of an earlier one are not used.
         self.epoch = 0
         self.advice: JsonObject = {}
+        #: Seconds that the server may hold a connect, as the advice says.
+        self.hold = DEFAULT_HOLD
+        self._interval = 0.0
         self.subscriptions: dict[str, Subscription] = {}
         #: Delivered channel -> subscribed channel, where they differ.
         self.aliases: dict[str, str] = {}
@@ -345,24 +364,19 @@ class Session:
         return Step(_ACTIONS[self.state], delay)
 
     @property
-    def established(self) -> bool:
-        """Whether requests beside the connect make sense: the server should know this client."""
-        return self.state in (State.CONNECTING, State.CONNECTED)
-
-    @property
     def waits_for_credentials(self) -> bool:
         """Whether the application has been told that the credentials are refused."""
         return self.state is State.PARKED or self._refused_wait
-
-    @property
-    def hold(self) -> float:
-        """Seconds that the server may hold a connect."""
-        return hold_of(self.advice)
 
     def _enter(self, state: State, reason: object) -> None:
         if state is not self.state:
             LOGGER.debug("session: %s -> %s: %s", self.state, state, reason)
             self.state = state
+            self.established = state in _ESTABLISHED
+
+    def _advise(self, advice: JsonObject) -> None:
+        self.advice = advice
+        self.hold, self._interval = hold_of(advice), interval_of(advice)
 
     # Outgoing messages
 
@@ -372,9 +386,10 @@ class Session:
         Salesforce sends none in its reply; with an old ``reconnect: handshake`` still in force the
         client would handshake for ever.
         """
-        self.advice = {}
+        if self.advice:
+            self._advise({})
         return self._message(
-            MetaChannel.HANDSHAKE,
+            _HANDSHAKE,
             version="1.0",
             minimumVersion="1.0",
             supportedConnectionTypes=connection_types,
@@ -383,9 +398,9 @@ class Session:
     def connect_message(self) -> JsonObject:
         """Build a connect; the first of a session asks for an answer at once."""
         message = self._message(
-            MetaChannel.CONNECT, clientId=self.client_id, connectionType="long-polling"
+            _CONNECT, clientId=self.client_id, connectionType="long-polling"
         )
-        if self.state is not State.CONNECTED:
+        if self.state is not _CONNECTED:
             message["advice"] = {"timeout": 0}
         elif self._poll_timeout is not None:
             message["advice"] = {"timeout": round(self._poll_timeout * 1000)}
@@ -394,12 +409,12 @@ class Session:
     def subscribe_message(self, subscription: Subscription) -> JsonObject:
         """Build a subscribe; :meth:`stamp` adds the replay id after the extensions."""
         return self._message(
-            MetaChannel.SUBSCRIBE, clientId=self.client_id, subscription=subscription.channel
+            _SUBSCRIBE, clientId=self.client_id, subscription=subscription.channel
         )
 
     def unsubscribe_message(self, channel: str) -> JsonObject:
         """Build an unsubscribe."""
-        return self._message(MetaChannel.UNSUBSCRIBE, clientId=self.client_id, subscription=channel)
+        return self._message(_UNSUBSCRIBE, clientId=self.client_id, subscription=channel)
 
     def publish_message(self, channel: str, data: JsonObject) -> JsonObject:
         """Build a publish."""
@@ -407,16 +422,12 @@ class Session:
 
     def disconnect_message(self, client_id: str) -> JsonObject:
         """Build a disconnect."""
-        return self._message(MetaChannel.DISCONNECT, clientId=client_id)
+        return self._message(_DISCONNECT, clientId=client_id)
 
     def _message(self, channel: str, **fields: Any) -> JsonObject:
         # Never reset: an answer of an earlier session must not fit a request of this one.
         self._message_id += 1
-        return {
-            "channel": str(getattr(channel, "value", channel)),
-            "id": str(self._message_id),
-            **fields,
-        }
+        return {"channel": channel, "id": str(self._message_id), **fields}
 
     def stamp(self, message: JsonObject, subscription: Subscription) -> None:
         """Put the replay id of *subscription* into *message*, or note the one that is there."""
@@ -506,8 +517,9 @@ class Session:
             try:
                 replay_id = message["data"]["event"]["replayId"]
                 position = plain[message["channel"]]
-                if replay_id not in position.seen:
-                    position.seen[replay_id] = None
+                seen = position.seen
+                if replay_id not in seen:
+                    seen[replay_id] = None
                     position.resume = replay_id
                     events.append(message)
                     continue
@@ -530,9 +542,13 @@ class Session:
         :param events: how many events the response had
         :return: the reply to the ticket's request, completed, or None
         """
-        reply = self._find_reply(others, ticket.request)
+        if len(others) == 1 and _is_whole(others[0], ticket.request):
+            reply: JsonObject | None = others[0]
+        else:
+            reply = self._find_reply(others, ticket.request)
         if ticket.epoch == self.epoch:
-            self._limit_memory(events)
+            if events:
+                self._limit_memory(events)
             for message in others:
                 self._take_meta(message, reply)
         return reply
@@ -623,7 +639,8 @@ class Session:
             self._server_left = True
         advice = message.get("advice")
         if isinstance(advice, dict) and (message is reply or channel == MetaChannel.CONNECT):
-            self.advice = message["advice"] = _to_keep(advice)
+            message["advice"] = kept = _to_keep(advice)
+            self._advise(kept)
 
     # What came of a step
 
@@ -677,7 +694,8 @@ class Session:
         if isinstance(result, Failure):
             self._failed(result, now)
             return
-        self.last_connect = _to_keep(result)
+        # With events there is another one soon.
+        self.last_connect = result if events and self.last_connect else _to_keep(result)
         verdict = judge_reply(result)
         if self._server_left and verdict in (
             Verdict.PROCEED,
@@ -686,9 +704,9 @@ class Session:
             Verdict.RENEW,
         ):
             self._farewell(result, now)
-        elif verdict is Verdict.PROCEED:
+        elif verdict is _PROCEED:
             self._connected(now)
-            self._delay = max(interval_of(self.advice), self._pace(events, elapsed))
+            self._delay = max(self._interval, self._pace(events, elapsed))
         elif verdict is Verdict.STOP:
             self._stop(ServerError(_ENDED, result))
         else:
@@ -697,15 +715,17 @@ class Session:
     def _connected(self, now: float) -> None:
         if self._connected_at is None:
             self._connected_at = now
-        elif now - self._connected_at >= self._policy.settled:
+        elif (
+            self._network_backoff or self._busy_backoff
+        ) and now - self._connected_at >= self._policy.settled:
             self._forget_failures()
         self._relogins = 0
         self._refusals = 0
         self._refused_wait = False
         self._cookie_renewals = 0
         self.last_error = None
-        if self.state is not State.CONNECTED:
-            self._enter(State.CONNECTED, "connect answered")
+        if self.state is not _CONNECTED:
+            self._enter(_CONNECTED, "connect answered")
             self._report(ConnectionEvent(ConnectionEventKind.CONNECTED))
         self.lost_since = None
 
@@ -992,7 +1012,7 @@ class Session:
         elif verdict is Verdict.RETRY:
             if self.state is State.CONNECTED:
                 self._enter(State.CONNECTING, error)
-            delay = max(self._network.next_delay(), interval_of(self.advice), retry_after or 0.0)
+            delay = max(self._network.next_delay(), self._interval, retry_after or 0.0)
             self._retry_after(delay, error)
         else:
             self._renew(verdict, error, retry_after)
@@ -1136,6 +1156,17 @@ def _replay_id(message: JsonObject) -> ReplayId:
     return None if isinstance(replay_id, bool) else replay_id
 
 
+def _is_whole(message: JsonObject, request: JsonObject) -> bool:
+    """Say whether *message* is the reply to *request* and lacks nothing, as nearly all of them."""
+    return (
+        message.get("id") == request["id"]
+        and message.get("channel") == request["channel"]
+        and message.get("successful").__class__ is bool
+        and "data" not in message
+        and ("subscription" not in request or "subscription" in message)
+    )
+
+
 def _answers(message: JsonObject, request: JsonObject) -> bool:
     """Say whether *message* is the reply to *request*.
 
@@ -1165,9 +1196,9 @@ def _completed(message: JsonObject, request: JsonObject) -> JsonObject:
     message["id"] = request["id"]
     if not isinstance(message.get("successful"), bool):
         strict = request["channel"] in (
-            MetaChannel.HANDSHAKE,
-            MetaChannel.CONNECT,
-            MetaChannel.SUBSCRIBE,
+            _HANDSHAKE,
+            _CONNECT,
+            _SUBSCRIBE,
         )
         message["successful"] = not strict and not message.get("error")
     if "subscription" in request:

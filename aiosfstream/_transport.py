@@ -20,8 +20,11 @@ from aiocometd.constants import ConnectionType, TransportState
 from aiocometd.extensions import AuthExtension, Extension
 from aiocometd.transports.abc import Transport
 from aiocometd.typing import JsonObject, SSLValidationMode
+from aiohttp.abc import AbstractCookieJar
+from yarl import URL
 
 from . import _http
+from ._cookies import CookieJar
 from ._deadline import Deadline
 from ._http import Failure, Trouble
 from ._mailbox import Mailbox, Signal, Turn
@@ -53,6 +56,9 @@ GIVE_WAY_TIMEOUT: Final = 1.0
 
 _NO_CONTEXT: Final = Context()
 _HEADERS: Final = {"Content-Type": "application/json;charset=UTF-8", "Accept": "application/json"}
+#: Before Python 3.12 a member of an enum is found by a function in Python.
+_CONNECTED: Final = State.CONNECTED
+_USUAL_HEADERS: Final = {*_HEADERS, "Authorization"}
 
 
 class Owner(Protocol):
@@ -191,8 +197,13 @@ class LongPollingTransport(Transport):
             return TransportState.DISCONNECTING
         if self._session.state is State.STOPPED:
             return TransportState.SERVER_DISCONNECTED
-        connected = self._session.state is State.CONNECTED and self._session.lost_since is None
-        return TransportState.CONNECTED if connected else TransportState.CONNECTING
+        return TransportState.CONNECTED if self.connected else TransportState.CONNECTING
+
+    @property
+    def connected(self) -> bool:
+        """Whether all is well: the session stands, and nothing is being closed."""
+        session = self._session
+        return session.state is _CONNECTED and session.lost_since is None and not self._closing
 
     async def wait_for_state(self, state: TransportState) -> None:
         """Wait until the connection is in *state*."""
@@ -347,7 +358,7 @@ class LongPollingTransport(Transport):
             errors, session.errors = session.errors, ()
             for error in errors:
                 self._mailbox.fail(error)
-        if session.state is not State.CONNECTED or session.stop_error is not None:
+        if session.state is not _CONNECTED:
             self._mailbox.wake()
         if self._starter is not None:
             self._look_again()
@@ -515,16 +526,28 @@ class LongPollingTransport(Transport):
         if isinstance(messages, Failure):
             return messages, 0
         events, others = self._session.receive(messages, ticket)
-        if events:
-            self._mailbox.extend(events)
-            # The reader runs now, before the next request is prepared and sent. After a loss it first has to
-            # be noted that the connection is back.
-            if self._session.lost_since is None:
-                await asyncio.sleep(0)
+        if events and self._deliver(events):
+            await asyncio.sleep(0)
         reply = self._session.take_reply(others, ticket, len(events))
         if reply is None:
             return self._no_reply(message), len(events)
         return reply, len(events)
+
+    def _deliver(self, events: list[JsonObject]) -> bool:
+        """Put events into the mailbox.
+
+        :return: whether the reader should run now, before the next request is prepared and sent
+        """
+        mailbox, mailed = self._mailbox, len(events)
+        mailbox.add(events)
+        if mailed > 1 and not mailbox.full and self._session.lost_since is None:
+            # There may be more where these come from: the server makes its next answer ready while the reader
+            # is at work. The request is written in the next turn of the loop, and the reader runs behind it.
+            self._loop.call_soon(mailbox.wake)
+            return False
+        mailbox.wake()
+        # After a loss it first has to be noted that the connection is back.
+        return self._session.lost_since is None
 
     async def _outgoing(
         self, payload: list[JsonObject], headers: dict[str, str], subscription: Subscription | None
@@ -572,6 +595,7 @@ class LongPollingTransport(Transport):
         """Give what sends *payload* when it is awaited."""
         http_session = self._open_session()
         body = _http.dump_json(payload, self._settings.json_dumps)
+        target = self._add_cookies(http_session.cookie_jar, headers)
         task = asyncio.current_task()
         assert task is not None
         # The background task, and before it the one that opens, makes one request after the other.
@@ -588,7 +612,26 @@ class LongPollingTransport(Transport):
             timeout=self._settings.timeout,
             ssl=self._settings.ssl,
             deadline=deadline,
+            target=target,
         )
+
+    def _add_cookies(self, jar: AbstractCookieJar, headers: dict[str, str]) -> URL | None:
+        """Put the cookies of a jar of ours into *headers*, and give the parsed URL that they are for."""
+        if not isinstance(jar, CookieJar):
+            # The application's session has one of its own, which aiohttp looks into.
+            return None
+        try:
+            cookies = jar.header(self._url)
+        except ValueError:
+            # Not a URL: aiohttp says so when the request is made.
+            return None
+        if cookies:
+            if not headers.keys() <= _USUAL_HEADERS:
+                # An extension may have some of its own.
+                for name in [name for name in headers if name.lower() == "cookie"]:
+                    cookies = f"{headers.pop(name)}; {cookies}"
+            headers["Cookie"] = cookies
+        return jar.url
 
     def _no_reply(self, message: JsonObject) -> Failure:
         error = TransportError(

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar, cast
 
 import aiohttp
 from aiocometd.client import Client as CometdClient
-from aiocometd.constants import TransportState
 from aiocometd.typing import JsonObject, SSLValidationMode
 
 from . import _http
@@ -533,7 +532,7 @@ class Client(BaseClient):
         self._turn.taken = True
         try:
             await self._before_waiting()
-            if self._polling.state is not TransportState.CONNECTED:
+            if not self._polling.connected:
                 return False
             if not mailbox.items:
                 waiter = mailbox.waiter()

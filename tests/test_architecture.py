@@ -29,6 +29,7 @@ ARROWS: dict[str, set[str]] = {
         "_session",
         "_retry",
         "_http",
+        "_cookies",
         "_deadline",
         "_mailbox",
         "events",
