@@ -141,6 +141,12 @@ class Mailbox(Signal):
         """Whether fetching should pause."""
         return 0 < self.limit <= len(self)
 
+    @property
+    def surplus(self) -> int:
+        """How many messages have to be taken before fetching may go on; 0 while it may."""
+        limit, pending = self.limit, len(self)
+        return pending - limit + 1 if 0 < limit <= pending else 0
+
     def extend(self, messages: Iterable[JsonObject]) -> None:
         """Add messages, more than the limit if need be, and wake the reader."""
         self.add(messages)

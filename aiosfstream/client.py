@@ -12,6 +12,7 @@ import warnings
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from enum import Enum, unique
 from functools import lru_cache
+from itertools import repeat
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar, cast
 
@@ -87,12 +88,6 @@ class ReplayMarkerStoragePolicy(Enum):
     #: When the application has processed it, inside ``async with client.replay_storage(message):``.
     #: If the program ends within the block, the message is delivered again: at least once.
     MANUAL = 2
-
-
-#: A policy and a storage, with what stores a marker without waiting, if there is such a thing.
-Direct = tuple[
-    ReplayMarkerStoragePolicy, ReplayMarkerStorage, "Callable[[JsonObject], None] | None"
-]
 
 
 class Client(BaseClient):
@@ -196,18 +191,16 @@ class Client(BaseClient):
             json_loads=json_loads,
             session_factory=session_factory,
         )
-        #: Where markers are read from and stored.
-        self.replay_storage: ReplayMarkerStorage = storage
+        self._replay_storage: ReplayMarkerStorage = storage
+        self._replay_storage_policy = replay_storage_policy
         #: Where to start a channel whose replay id is refused.
         self.replay_fallback = replay_fallback
-        #: When the marker of a message is stored.
-        self.replay_storage_policy = replay_storage_policy
         self._api_version = api_version
         self._request_timeout = request_timeout
         self._poll_timeout = poll_timeout
         self._report = LOG_ONLY if observer is None else Reporter(observer)
         self._turn = Turn()
-        self._direct: Direct | None = None
+        self._forget_direct_store()
         LOGGER.debug(
             "Client created with replay storage %r, replay fallback %r", storage, replay_fallback
         )
@@ -223,6 +216,26 @@ class Client(BaseClient):
     def authenticator(self) -> AuthenticatorBase:
         """The authenticator; also found as ``auth``."""
         return cast(AuthenticatorBase, self.auth)
+
+    @property
+    def replay_storage(self) -> ReplayMarkerStorage:
+        """Where markers are read from and stored."""
+        return self._replay_storage
+
+    @replay_storage.setter
+    def replay_storage(self, storage: ReplayMarkerStorage) -> None:
+        self._replay_storage = storage
+        self._forget_direct_store()
+
+    @property
+    def replay_storage_policy(self) -> ReplayMarkerStoragePolicy:
+        """When the marker of a message is stored."""
+        return self._replay_storage_policy
+
+    @replay_storage_policy.setter
+    def replay_storage_policy(self, policy: ReplayMarkerStoragePolicy) -> None:
+        self._replay_storage_policy = policy
+        self._forget_direct_store()
 
     @staticmethod
     def create_replay_storage(replay_param: object) -> ReplayMarkerStorage | None:
@@ -339,7 +352,7 @@ class Client(BaseClient):
             owner=self,
             auth=self.authenticator,
             extensions=self.extensions or [],
-            before_poll=self.replay_storage.flush if self.replay_storage._buffered else None,
+            before_poll=self._replay_storage.flush if self._replay_storage._buffered else None,
             report=self._report,
             request_timeout=phase,
             timeout=_timeout(phase),
@@ -347,14 +360,14 @@ class Client(BaseClient):
             json_dumps=dumps,
             json_loads=loads,
         )
-        self.replay_storage._aliases = session.aliases
+        self._replay_storage._aliases = session.aliases
         return LongPollingTransport(self.url, session, mailbox, http_session, settings)
 
     def _choose_fallback(self, channel: str, reply: JsonObject) -> Any:
         return None if self.replay_fallback is None else _plain_id(self.replay_fallback)
 
     def _overwrite_with(self, message: JsonObject) -> None:
-        self.replay_storage._overwrite_with(message)
+        self._replay_storage._overwrite_with(message)
 
     # Channels
 
@@ -442,7 +455,7 @@ class Client(BaseClient):
         turn.taken = True
         try:
             message = await super().receive()
-            if self.replay_storage_policy is ReplayMarkerStoragePolicy.AUTOMATIC:
+            if self._replay_storage_policy is ReplayMarkerStoragePolicy.AUTOMATIC:
                 await self._store_marker(message)
             return message
         finally:
@@ -451,7 +464,7 @@ class Client(BaseClient):
     async def _store_marker(self, message: JsonObject) -> None:
         """Store the marker of *message*, or make it the next message again."""
         try:
-            await self.replay_storage.extract_replay_id(message)
+            await self._replay_storage.extract_replay_id(message)
         except BaseException as error:
             self._put_back(message)
             if isinstance(error, ReplayError) or not isinstance(error, Exception):
@@ -459,8 +472,8 @@ class Client(BaseClient):
             raise _storing_failed(message, error) from error
 
     async def _before_waiting(self) -> None:
-        if self.replay_storage._buffered:
-            await self.replay_storage.flush()
+        if self._replay_storage._buffered:
+            await self._replay_storage.flush()
 
     def __aiter__(self) -> AsyncIterator[JsonObject]:
         """Iterate over the messages until the client is closed.
@@ -480,7 +493,7 @@ class Client(BaseClient):
         of them takes part in it.
         """
         turn = self._turn
-        self._direct = None
+        self._forget_direct_store()
         plainly = not _receives_by_itself(self)
         while True:
             mailbox = self._mailbox
@@ -490,16 +503,13 @@ class Client(BaseClient):
                 and not turn.taken
                 and (mailbox.items or await self._mail_comes(mailbox))
             ):
-                policy, storage, store = self._direct_store()
-                items = mailbox.items
-                while (
-                    store is not None
-                    and items
-                    and not turn.taken
-                    # The application may have changed these meanwhile.
-                    and self.replay_storage_policy is policy
-                    and self.replay_storage is storage
-                ):
+                store, items = self._direct_store(), mailbox.items
+                # A storage that commits in groups would have one group more for each stop.
+                surplus = 0 if self._replay_storage._buffered else mailbox.surplus
+                for _ in repeat(None, surplus or len(items)):
+                    # The application may change where markers go, or receive messages by itself, meanwhile.
+                    if store is None or self._direct is not store or turn.taken or not items:
+                        break
                     message = items.popleft()
                     # An error, or what aiocometd would turn into one, goes the long way.
                     if message.__class__ is not dict or "successful" in message:
@@ -516,6 +526,10 @@ class Client(BaseClient):
                         mailbox.put_back(message)
                         raise _storing_failed(message, error) from error
                     yield message
+                else:
+                    if surplus:
+                        await _let_fetching_go_on()
+                    continue
                 if not items:
                     continue
             try:
@@ -545,13 +559,17 @@ class Client(BaseClient):
         finally:
             self._turn.release()
 
-    def _direct_store(self) -> Direct:
+    def _direct_store(self) -> Callable[[JsonObject], None] | None:
         """Give what stores a marker without waiting, or None if messages must go the long way."""
-        policy, storage = self.replay_storage_policy, self.replay_storage
-        if self._direct is None or self._direct[0] is not policy or self._direct[1] is not storage:
-            manual = policy is ReplayMarkerStoragePolicy.MANUAL
-            self._direct = policy, storage, _store_nothing if manual else storage.direct_store()
+        if not self._direct_is_known:
+            manual = self._replay_storage_policy is ReplayMarkerStoragePolicy.MANUAL
+            self._direct = _store_nothing if manual else self._replay_storage.direct_store()
+            self._direct_is_known = True
         return self._direct
+
+    def _forget_direct_store(self) -> None:
+        self._direct: Callable[[JsonObject], None] | None = None
+        self._direct_is_known = False
 
     async def __aenter__(self: ClientT) -> ClientT:
         """Open the client; raises what :meth:`open` raises."""
@@ -647,6 +665,13 @@ def _receives_by_itself(client: Client) -> bool:
 
 def _store_nothing(message: JsonObject) -> None:
     pass
+
+
+async def _let_fetching_go_on() -> None:
+    """Have the next request sent, so that the server is at work while more messages are handed over."""
+    # It is made in the first turn of the loop; before Python 3.12, aiohttp writes it in the second.
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
 
 
 def _storing_failed(message: JsonObject, error: Exception) -> ReplayError:

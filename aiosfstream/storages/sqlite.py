@@ -118,6 +118,9 @@ class SQLiteStorage(ReplayMarkerStorage):
         # The group that the thread is writing; both are dropped, or the group put back, by _reap().
         self._writing: dict[str, _Pending] = {}
         self._job: Future[None] | None = None
+        self._job_loop: asyncio.AbstractEventLoop | None = None
+        #: Of those in that loop who wait for its end: woken together, since each wake-up crosses threads.
+        self._waiters: list[asyncio.Future[None]] = []
         self._failing = False
         self._scheduled: asyncio.Handle | None = None
         self._database: sqlite3.Connection | None = None
@@ -284,12 +287,21 @@ class SQLiteStorage(ReplayMarkerStorage):
 
     async def _job_done(self) -> None:
         """Wait for the group that is being written; raises what makes it fail."""
-        if self._job is not None:
-            try:
-                # Written all the same when the caller is cancelled: it can be done only as a whole.
-                await asyncio.shield(asyncio.wrap_future(self._job))
-            finally:
-                self._reap()
+        job, loop = self._job, asyncio.get_running_loop()
+        if job is None:
+            return
+        try:
+            # It is written all the same when the caller is cancelled: that can be done only as a whole.
+            while not job.done() and loop is self._job_loop:
+                waiter: asyncio.Future[None] = loop.create_future()
+                self._waiters.append(waiter)
+                await waiter
+            if not job.done():
+                # That of another event loop tells its end to none of this one.
+                await asyncio.shield(asyncio.wrap_future(job))
+            job.result()
+        finally:
+            self._reap()
 
     def _turn_ended(self) -> None:
         self._scheduled = None
@@ -301,11 +313,16 @@ class SQLiteStorage(ReplayMarkerStorage):
         if self._job is None and self._pending:
             self._writing, self._pending = self._pending, {}
             self._job = self._submit(functools.partial(self._write, self._writing))
-            wake = functools.partial(_wake, asyncio.get_running_loop(), self._job_ended)
+            self._job_loop = asyncio.get_running_loop()
+            wake = functools.partial(_wake, self._job_loop, self._job_ended)
             self._job.add_done_callback(wake)
 
     def _job_ended(self) -> None:
         self._reap()
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
         # What has failed waits for the next message or flush: it would fail again at once.
         if not self._failing:
             self._write_next()
@@ -340,6 +357,11 @@ class SQLiteStorage(ReplayMarkerStorage):
             for channel, pending in group.items()
         ]
         database = self._connect()
+        if len(rows) == 1:
+            # A transaction by itself. Each statement more would have to wait for the event loop's thread to let
+            # this one run again.
+            database.execute(_UPSERT, rows[0])
+            return
         with _Transaction(database):
             database.executemany(_UPSERT, rows)
 
