@@ -117,6 +117,6 @@ if sys.version_info >= (3, 11):
 
 else:
 
-    def _cancelling(task: asyncio.Task[Any]) -> int:
+    def _cancelling(_: asyncio.Task[Any]) -> int:
         """Give 0: Python 3.10 does not count."""
         return 0

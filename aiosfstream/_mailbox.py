@@ -206,7 +206,10 @@ class Mailbox(Signal):
         """Take no more. Errors are dropped: who has closed need not be told what failed before."""
         self.closed = True
         if self._errors:
-            self.items = deque(item for item in self.items if not isinstance(item, Exception))
+            kept = [item for item in self.items if not isinstance(item, Exception)]
+            # In place: a reader may be taking messages out of it.
+            self.items.clear()
+            self.items.extend(kept)
             self._errors = 0
         if self.suspends is not None:
             _resolve(self.suspends)

@@ -397,9 +397,7 @@ class Session:
 
     def connect_message(self) -> JsonObject:
         """Build a connect; the first of a session asks for an answer at once."""
-        message = self._message(
-            _CONNECT, clientId=self.client_id, connectionType="long-polling"
-        )
+        message = self._message(_CONNECT, clientId=self.client_id, connectionType="long-polling")
         if self.state is not _CONNECTED:
             message["advice"] = {"timeout": 0}
         elif self._poll_timeout is not None:
@@ -408,9 +406,7 @@ class Session:
 
     def subscribe_message(self, subscription: Subscription) -> JsonObject:
         """Build a subscribe; :meth:`stamp` adds the replay id after the extensions."""
-        return self._message(
-            _SUBSCRIBE, clientId=self.client_id, subscription=subscription.channel
-        )
+        return self._message(_SUBSCRIBE, clientId=self.client_id, subscription=subscription.channel)
 
     def unsubscribe_message(self, channel: str) -> JsonObject:
         """Build an unsubscribe."""

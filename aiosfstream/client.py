@@ -200,7 +200,8 @@ class Client(BaseClient):
         self._poll_timeout = poll_timeout
         self._report = LOG_ONLY if observer is None else Reporter(observer)
         self._turn = Turn()
-        self._forget_direct_store()
+        self._direct: Callable[[JsonObject], None] | None = None
+        self._direct_is_known = False
         LOGGER.debug(
             "Client created with replay storage %r, replay fallback %r", storage, replay_fallback
         )
@@ -507,28 +508,29 @@ class Client(BaseClient):
                 # A storage that commits in groups would have one group more for each stop.
                 surplus = 0 if self._replay_storage._buffered else mailbox.surplus
                 for _ in repeat(None, surplus or len(items)):
-                    # The application may change where markers go, or receive messages by itself, meanwhile.
-                    if store is None or self._direct is not store or turn.taken or not items:
+                    if (
+                        store is None
+                        # The application may change where markers go, or receive messages itself, meanwhile.
+                        or self._direct is not store
+                        or turn.taken
+                        or not items
+                        # An error, or what aiocometd would turn into one, goes the long way.
+                        or (message := items[0]).__class__ is not dict
+                        or "successful" in message
+                    ):
                         break
-                    message = items.popleft()
-                    # An error, or what aiocometd would turn into one, goes the long way.
-                    if message.__class__ is not dict or "successful" in message:
-                        items.appendleft(message)
-                        break
-                    if mailbox.suspends is not None:
-                        mailbox.make_room()
                     try:
                         store(message)
                     except ReplayError:
-                        mailbox.put_back(message)
                         raise
                     except Exception as error:
-                        mailbox.put_back(message)
                         raise _storing_failed(message, error) from error
+                    items.popleft()
+                    if mailbox.suspends is not None:
+                        mailbox.make_room()
                     yield message
                 else:
-                    if surplus:
-                        await _let_fetching_go_on()
+                    await _let_fetching_go_on(turns=2 if surplus else 0)
                     continue
                 if not items:
                     continue
@@ -568,8 +570,7 @@ class Client(BaseClient):
         return self._direct
 
     def _forget_direct_store(self) -> None:
-        self._direct: Callable[[JsonObject], None] | None = None
-        self._direct_is_known = False
+        self._direct, self._direct_is_known = None, False
 
     async def __aenter__(self: ClientT) -> ClientT:
         """Open the client; raises what :meth:`open` raises."""
@@ -667,11 +668,14 @@ def _store_nothing(message: JsonObject) -> None:
     pass
 
 
-async def _let_fetching_go_on() -> None:
-    """Have the next request sent, so that the server is at work while more messages are handed over."""
-    # It is made in the first turn of the loop; before Python 3.12, aiohttp writes it in the second.
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+async def _let_fetching_go_on(turns: int) -> None:
+    """Have the next request sent, so that the server is at work while more messages are handed over.
+
+    :param turns: of the event loop; it is made in the first, and before Python 3.12 aiohttp writes it in the
+        second
+    """
+    for _ in range(turns):
+        await asyncio.sleep(0)
 
 
 def _storing_failed(message: JsonObject, error: Exception) -> ReplayError:

@@ -487,6 +487,24 @@ async def test_the_api_version_is_used(server: StreamingServer) -> None:
     assert {r.path for r in server.requests if r.kind == "cometd"} == {"/cometd/60.0"}
 
 
+async def test_closing_amid_messages_and_errors_repeats_nothing(server: StreamingServer) -> None:
+    wanted = [server.publish(EVENT) for _ in range(4)]
+    received = []
+    async with client_for(server, replay=ReplayOption.ALL_EVENTS) as client:
+        await client.subscribe(EVENT)
+        await until(lambda: client.pending_count == len(wanted))
+        async for message in client:
+            received.append(replay_id(message))
+            if len(received) == 1:
+                mailbox = client._mailbox
+                assert mailbox is not None
+                last = mailbox.items.pop()
+                mailbox.fail(ServerError("Lost.", {"channel": "/meta/subscribe"}))
+                mailbox.items.append(last)
+                await client.close()
+    assert received == wanted
+
+
 async def test_cookies_come_back_as_they_were(server: StreamingServer) -> None:
     async with client_for(server) as client:
         await client.subscribe(EVENT)

@@ -185,6 +185,33 @@ async def test_what_comes_during_a_commit_is_committed_behind_it(path: Path) -> 
         await until(lambda: committed(path) == "2")
 
 
+async def test_a_commit_of_another_event_loop_is_waited_for(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        with locked(path):
+            storage.store_nowait(event(1))
+            await until(lambda: storage._job is not None)
+            # As if that loop had ended, and this were the next one.
+            storage._job_loop = None
+            flushing = asyncio.create_task(storage.flush())
+            await asyncio.sleep(0)
+            assert not flushing.done()
+        await flushing
+        assert committed(path) == "1"
+
+
+async def test_one_that_waits_for_a_commit_may_be_cancelled(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        with locked(path):
+            storage.store_nowait(event(1))
+            first, second = (asyncio.create_task(storage.flush()) for _ in range(2))
+            await until(lambda: len(storage._waiters) == 2)
+            first.cancel()
+            await asyncio.wait([first])
+        await second
+        assert first.cancelled()
+        assert committed(path) == "1"
+
+
 @pytest.mark.parametrize("direct", [False, True])
 async def test_a_long_turn_is_committed_while_it_lasts(path: Path, direct: bool) -> None:
     async with SQLiteStorage(path) as storage:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from typing import Any
 
+import aiohttp
 import pytest
 from aiocometd import ConnectionType, Extension
 from aiocometd.constants import TransportState
@@ -35,7 +36,17 @@ from aiosfstream.testing import (
     Status,
     StreamingServer,
 )
-from tests.support import EVENT, TOPIC, client_for, held, receive, soon, until
+from tests.support import (
+    EVENT,
+    TOPIC,
+    cancelled_at,
+    client_for,
+    held,
+    receive,
+    replay_id,
+    soon,
+    until,
+)
 from tests.test_recovery import BrokenStorage
 
 CONNECT = "/meta/connect"
@@ -372,6 +383,122 @@ async def test_the_background_task_has_the_context_of_who_has_opened(
             server.expire_sessions()
             await until(lambda: ConnectionEventKind.SESSION_RENEWED in seen)
         assert seen.pop(ConnectionEventKind.SESSION_RENEWED) == "opening"
+
+
+async def requests_under_way(client: Client, count: int) -> list[int]:
+    """Take *count* messages without waiting between them; give how many requests were under way at each."""
+    seen = []
+    async for _ in client:
+        seen.append(len(client._polling._session._tickets))
+        if len(seen) == count:
+            break
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("events", "limit", "expected"),
+    [
+        # With the application first: there is no hurry.
+        (1, 100, [0]),
+        # There may be more: the server makes its next answer ready meanwhile.
+        (5, 100, [1] * 5),
+        (5, 0, [1] * 5),
+        # Full: the next request goes out when there is room.
+        (5, 5, [0] + [1] * 4),
+        (10, 3, [0] * 8 + [1] * 2),
+    ],
+)
+async def test_the_next_request_is_on_its_way_while_a_backlog_is_handed_over(
+    server: StreamingServer, events: int, limit: int, expected: list[int]
+) -> None:
+    for _ in range(events):
+        server.publish(EVENT)
+    async with client_for(
+        server, replay=ReplayOption.ALL_EVENTS, max_pending_count=limit
+    ) as client:
+        await client.subscribe(EVENT)
+        assert await soon(requests_under_way(client, events)) == expected
+
+
+async def test_markers_that_are_committed_in_groups_are_not_committed_more_often_for_that(
+    server: StreamingServer, tmp_path: Any
+) -> None:
+    for _ in range(10):
+        server.publish(EVENT)
+    async with (
+        SQLiteStorage(tmp_path / "markers.db", default_id=-2) as storage,
+        client_for(server, replay=storage, max_pending_count=3) as client,
+    ):
+        await client.subscribe(EVENT)
+        assert await soon(requests_under_way(client, 10)) == [0] * 10
+
+
+async def test_a_reader_that_is_cancelled_where_fetching_goes_on_loses_nothing(
+    server: StreamingServer,
+) -> None:
+    wanted = [server.publish(EVENT) for _ in range(10)]
+    options: dict[str, Any] = {"replay": ReplayOption.ALL_EVENTS, "max_pending_count": 3}
+    outcomes = []
+    for number in range(1, 5):
+        async with client_for(server, **options) as client:
+            await client.subscribe(EVENT)
+            await until(lambda: client.pending_count == 10)
+            received: list[Any] = []
+            reached, _ = await cancelled_at(collect(client, received, 10), number)
+            outcomes.append((reached, len(received)))
+            received += await receive(client, 10 - len(received))
+            assert received == wanted
+    # In both turns that it gives to fetching.
+    assert outcomes == [(True, 8), (True, 8), (False, 10), (False, 10)]
+
+
+async def collect(client: Client, into: list[Any], count: int) -> None:
+    async for message in client:
+        into.append(replay_id(message))
+        if len(into) == count:
+            return
+
+
+class WithCookie(Extension):
+    """Has a cookie of its own to send."""
+
+    async def outgoing(self, payload: list[dict[str, Any]], headers: dict[str, str]) -> None:
+        """Send it."""
+        headers["cookie"] = "own=1"
+
+    async def incoming(self, payload: list[dict[str, Any]], headers: Any = None) -> None:
+        """Do nothing."""
+
+
+async def test_an_extension_may_send_cookies_too(server: StreamingServer) -> None:
+    async with client_with(server, WithCookie()) as client:
+        await client.subscribe(EVENT)
+        wanted = [server.publish(EVENT)]
+        assert await receive(client) == wanted
+    cookies = [request.headers["Cookie"] for request in server.requests if request.messages]
+    assert cookies[0] == "own=1"
+    assert len(cookies) >= 5
+    assert all(one.startswith("own=1; BAYEUX_BROWSER=") for one in cookies[1:])
+
+
+async def test_a_session_with_a_cookie_jar_of_its_own(server: StreamingServer) -> None:
+    def factory(**options: Any) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True, quote_cookie=False))
+
+    async with client_for(
+        server, replay=ReplayOption.ALL_EVENTS, session_factory=factory
+    ) as client:
+        await client.subscribe(EVENT)
+        wanted = [server.publish(EVENT)]
+        assert await receive(client) == wanted
+    assert server.count("/meta/handshake") == 1
+
+
+async def test_an_endpoint_that_is_no_url(server: StreamingServer) -> None:
+    client = client_for(server)
+    client._endpoint = lambda: "http://127.0.0.1:port/cometd/66.0"  # type: ignore[method-assign]
+    with pytest.raises(TransportError, match="not a URL that can be posted to"):
+        await client.open()
 
 
 async def test_something_that_cannot_be_serialised(server: StreamingServer) -> None:
