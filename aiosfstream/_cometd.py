@@ -55,6 +55,7 @@ class NoLoop:
     """
 
 
+_LONG_POLLING: Final[str] = ConnectionType.LONG_POLLING.value
 _CONNECTION_TYPES: Final = [ConnectionType.LONG_POLLING]
 _NO_LOOP: Final = cast(asyncio.AbstractEventLoop, NoLoop())
 
@@ -166,8 +167,8 @@ class BaseClient(CometdClient):
         transport = self._transport = self._make_transport(mailbox, self._http_session)
         response = await transport.handshake(self._connection_types)
         self._verify_response(response)
-        offered = response.get("supportedConnectionTypes", [ConnectionType.LONG_POLLING.value])
-        if not isinstance(offered, list) or ConnectionType.LONG_POLLING.value not in offered:
+        offered = response.get("supportedConnectionTypes", [_LONG_POLLING])
+        if not isinstance(offered, list) or _LONG_POLLING not in offered:
             raise ClientError(
                 f"None of the connection types offered by the server {self.url} are supported:"
                 f" {offered!r:.200}; this client needs long-polling, so check that the URL is right"

@@ -596,7 +596,7 @@ class LongPollingTransport(Transport):
         http_session = self._open_session()
         body = _http.dump_json(payload, self._settings.json_dumps)
         target = self._add_cookies(http_session.cookie_jar, headers)
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None
         # The background task, and before it the one that opens, makes one request after the other.
         shared = not self._closing and (task is self._task or self._session.opening)

@@ -33,6 +33,9 @@ __all__ = [
 
 LOGGER = logging.getLogger(__name__)
 
+# Before Python 3.12 a member of an enum is found by a function in Python, and this looks at every request.
+_HANDSHAKE: Final[str] = MetaChannel.HANDSHAKE.value
+_SUBSCRIBE: Final[str] = MetaChannel.SUBSCRIBE.value
 #: Channels that a storage has warned about; more names than this come from no sound server.
 MAX_NAMES: Final = 1000
 
@@ -286,9 +289,9 @@ class ReplayMarkerStorage(Extension):
         :raises ReplayError: if the marker cannot be read
         """
         for message in payload:
-            if message["channel"] == MetaChannel.HANDSHAKE:
+            if message["channel"] == _HANDSHAKE:
                 message.setdefault("ext", {})["replay"] = True
-            elif message["channel"] == MetaChannel.SUBSCRIBE:
+            elif message["channel"] == _SUBSCRIBE:
                 await self.insert_replay_id(message)
 
     async def insert_replay_id(self, message: JsonObject) -> None:

@@ -33,7 +33,7 @@ class Settings:
     clients: int = 1_000
     crowd_seconds: float = 20.0
     crowd_hold: float = 5.0
-    crowd_repeat: int = 3
+    crowd_repeat: int = 5
     markers: int = 20_000
     imports: int = 15
 
