@@ -31,7 +31,7 @@ class CookieJar(aiohttp.CookieJar):
         self._header: str | None = None
         self._header_for = ""
         #: The URL that :meth:`header` was asked for.
-        self.url = _NO_URL
+        self.url: URL | None = None
         self._header_until = 0.0
 
     def header(self, url: str) -> str:

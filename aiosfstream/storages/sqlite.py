@@ -313,8 +313,11 @@ class SQLiteStorage(ReplayMarkerStorage):
         if self._job is None and self._pending:
             self._writing, self._pending = self._pending, {}
             self._job = self._submit(functools.partial(self._write, self._writing))
-            self._job_loop = asyncio.get_running_loop()
-            wake = functools.partial(_wake, self._job_loop, self._job_ended)
+            loop = asyncio.get_running_loop()
+            if loop is not self._job_loop:
+                # Those of a loop that has ended can be woken no more.
+                self._job_loop, self._waiters = loop, []
+            wake = functools.partial(_wake, loop, self._job_ended)
             self._job.add_done_callback(wake)
 
     def _job_ended(self) -> None:
