@@ -147,14 +147,15 @@ class Mailbox(Signal):
         limit, pending = self.limit, len(self)
         return pending - limit + 1 if 0 < limit <= pending else 0
 
-    def extend(self, messages: Iterable[JsonObject]) -> None:
-        """Add messages, more than the limit if need be, and wake the reader."""
-        self.add(messages)
-        self.wake()
+    def extend(self, messages: Iterable[JsonObject], *, wake: bool = True) -> None:
+        """Add messages, more than the limit if need be.
 
-    def add(self, messages: Iterable[JsonObject]) -> None:
-        """Add messages for a reader that whoever calls this wakes soon."""
+        :param messages: the messages
+        :param wake: whether to wake the reader; otherwise whoever calls this does so soon
+        """
         self._own_items().extend(messages)
+        if wake:
+            self.wake()
 
     def fail(self, error: Exception) -> None:
         """Add an error behind the messages that are there, to be raised once."""

@@ -539,7 +539,7 @@ class LongPollingTransport(Transport):
         :return: whether the reader should run now, before the next request is prepared and sent
         """
         mailbox, mailed = self._mailbox, len(events)
-        mailbox.add(events)
+        mailbox.extend(events, wake=False)
         if mailed > 1 and not mailbox.full and self._session.lost_since is None:
             # There may be more where these come from: the server makes its next answer ready while the reader
             # is at work. The request is written in the next turn of the loop, and the reader runs behind it.
