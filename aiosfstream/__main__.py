@@ -484,7 +484,7 @@ def narrate(event: ConnectionEvent) -> None:
 
 async def run_login(options: argparse.Namespace) -> int:
     """Let a person authorize the app."""
-    from ._login import log_in
+    from ._cli.login import log_in
 
     environment = os.environ
     key = environment.get("SALESFORCE_CONSUMER_KEY", "")
@@ -529,7 +529,7 @@ def write_secret(path: Path, text: str) -> None:
 
 async def run_import(options: argparse.Namespace) -> int:
     """Carry markers over."""
-    from ._import_markers import import_markers
+    from ._cli.import_markers import import_markers
     from .storages.sqlite import SQLiteStorage
 
     async with SQLiteStorage(options.state) as storage:

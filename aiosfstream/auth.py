@@ -28,7 +28,7 @@ import aiohttp
 from aiocometd.extensions import AuthExtension
 from aiocometd.typing import Headers, Payload, SSLValidationMode
 
-from . import _http
+from ._http import post as _http
 from .exceptions import AuthenticationError, TransportError
 
 __all__ = [

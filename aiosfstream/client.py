@@ -20,13 +20,13 @@ import aiohttp
 from aiocometd.client import Client as CometdClient
 from aiocometd.typing import JsonObject, SSLValidationMode
 
-from . import _http
-from ._cometd import BaseClient, SessionFactory, receives_plainly
-from ._mailbox import Mailbox, Turn
+from ._cometd.client import BaseClient, SessionFactory, receives_plainly
+from ._cometd.mailbox import Mailbox, Turn
+from ._cometd.retry import RetryPolicy
+from ._cometd.session import Session
+from ._cometd.transport import REPLAY, LongPollingTransport, Settings
+from ._http import post as _http
 from ._reporter import LOG_ONLY, Reporter
-from ._retry import RetryPolicy
-from ._session import Session
-from ._transport import REPLAY, LongPollingTransport, Settings
 from .auth import AuthenticatorBase, PasswordAuthenticator, lend_session
 from .events import ConnectionEvent, ConnectionEventKind
 from .exceptions import ClientInvalidOperation, ReplayError, translate_errors

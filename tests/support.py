@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
 from aiosfstream import Client, PasswordAuthenticator, SalesforceStreamingClient
-from aiosfstream._retry import RetryPolicy
+from aiosfstream._cometd.retry import RetryPolicy
 from aiosfstream.testing import StreamingServer
 
 ResultT = TypeVar("ResultT")

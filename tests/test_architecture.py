@@ -18,35 +18,43 @@ ARROWS: dict[str, set[str]] = {
     "exceptions": set(),
     "events": set(),
     "types": set(),
-    "_cookies": set(),
-    "_deadline": set(),
-    "_mailbox": set(),
+    "_http": set(),
+    "_http.cookies": set(),
+    "_http.deadline": set(),
+    "_http.post": {"_http.deadline", "exceptions"},
+    "_cometd": set(),
+    "_cometd.mailbox": set(),
     "_reporter": {"events"},
-    "_http": {"_deadline", "exceptions"},
-    "_retry": {"_http", "exceptions"},
-    "_session": {"_retry", "_http", "events", "exceptions"},
-    "_transport": {
-        "_session",
-        "_retry",
-        "_http",
-        "_cookies",
-        "_deadline",
-        "_mailbox",
+    "_cometd.retry": {"_http.post", "exceptions"},
+    "_cometd.session": {"_cometd.retry", "_http.post", "events", "exceptions"},
+    "_cometd.transport": {
+        "_cometd.session",
+        "_cometd.retry",
+        "_http.post",
+        "_http.cookies",
+        "_http.deadline",
+        "_cometd.mailbox",
         "events",
         "exceptions",
     },
-    "_cometd": {"_transport", "_http", "_cookies", "_mailbox", "exceptions"},
-    "auth": {"_http", "exceptions"},
+    "_cometd.client": {
+        "_cometd.transport",
+        "_http.post",
+        "_http.cookies",
+        "_cometd.mailbox",
+        "exceptions",
+    },
+    "auth": {"_http.post", "exceptions"},
     "replay": {"exceptions"},
     "client": {
         "auth",
         "replay",
-        "_cometd",
-        "_transport",
-        "_session",
-        "_retry",
-        "_http",
-        "_mailbox",
+        "_cometd.client",
+        "_cometd.transport",
+        "_cometd.session",
+        "_cometd.retry",
+        "_http.post",
+        "_cometd.mailbox",
         "_reporter",
         "events",
         "exceptions",
@@ -59,8 +67,9 @@ ARROWS: dict[str, set[str]] = {
     # The package hands on the check of storages, when it is asked for.
     "testing.*": {"testing.*", "testing.conformance"},
     "pytest_plugin": {"testing.*"},
-    "_import_markers": {"__init__", "replay", "exceptions"},
-    "_login": {"auth", "_http", "exceptions"},
+    "_cli": set(),
+    "_cli.import_markers": {"__init__", "replay", "exceptions"},
+    "_cli.login": {"auth", "_http.post", "exceptions"},
     "__main__": {
         "__init__",
         "auth",
@@ -71,15 +80,15 @@ ARROWS: dict[str, set[str]] = {
         "storages.sqlite",
         "storages.redis",
         "testing.*",
-        "_import_markers",
-        "_login",
+        "_cli.import_markers",
+        "_cli.login",
     },
 }
 
 #: The session and the delays are decided without I/O, clock or event loop.
 PURE = {
-    "_retry": {"asyncio", "aiohttp", "time", "socket", "threading"},
-    "_session": {"asyncio", "aiohttp", "time", "socket", "threading"},
+    "_cometd.retry": {"asyncio", "aiohttp", "time", "socket", "threading"},
+    "_cometd.session": {"asyncio", "aiohttp", "time", "socket", "threading"},
     "events": {"asyncio", "aiohttp", "time"},
     "exceptions": {"asyncio", "aiohttp", "time"},
 }
@@ -179,7 +188,7 @@ def private_names(tree: ast.AST) -> set[str]:
 AIOCOMETD_PRIVATE = private_names(ast.parse(inspect.getsource(aiocometd.Client)))
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name != "_cometd"])
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "_cometd.client"])
 def test_only_one_module_uses_the_underscore_names_of_aiocometd(module: str) -> None:
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
     for name in imported(module):
@@ -188,12 +197,18 @@ def test_only_one_module_uses_the_underscore_names_of_aiocometd(module: str) -> 
             assert not any(is_private(part) for part in parts), f"{module} imports {name}"
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef) and derives_from_client(module, node.name):
-            assert private_names(node) & AIOCOMETD_PRIVATE == set(), "leave these to _cometd"
+            assert private_names(node) & AIOCOMETD_PRIVATE == set(), "leave these to _cometd.client"
 
 
 def derives_from_client(module: str, name: str) -> bool:
     """Tell whether the class *name* of *module* derives from aiocometd's client."""
-    if place(module) not in ("client", "_transport", "_session", "auth", "replay"):
+    if place(module) not in (
+        "client",
+        "_cometd.transport",
+        "_cometd.session",
+        "auth",
+        "replay",
+    ):
         return False
     found = getattr(importlib.import_module(f"aiosfstream.{module}"), name, None)
     return inspect.isclass(found) and issubclass(found, aiocometd.Client)

@@ -38,7 +38,7 @@ from aiosfstream import (
     TransportError,
     auth,
 )
-from aiosfstream._login import CodeExchange
+from aiosfstream._cli.login import CodeExchange
 from aiosfstream.auth import (
     SANDBOX_TOKEN_URL,
     TOKEN_URL,

@@ -35,7 +35,7 @@ from aiosfstream import (
     RefreshTokenAuthenticator,
     TransportTimeoutError,
 )
-from aiosfstream._login import Tokens, _callback, challenge_of, code_of, log_in
+from aiosfstream._cli.login import Tokens, _callback, challenge_of, code_of, log_in
 from aiosfstream.testing import (
     CutAfter,
     CutBefore,

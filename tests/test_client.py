@@ -41,7 +41,7 @@ from aiosfstream import (
     ServerError,
     TransportError,
 )
-from aiosfstream._cometd import uninterrupted
+from aiosfstream._cometd.client import uninterrupted
 from aiosfstream.client import API_VERSION, COMETD_PATH, CometdClient
 from aiosfstream.testing import Garble, OAuthError, Refuse, RevokeTokens, Status, StreamingServer
 from tests.support import (

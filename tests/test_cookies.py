@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from aiosfstream._cookies import REMEMBERED_FOR, CookieJar
+from aiosfstream._http.cookies import REMEMBERED_FOR, CookieJar
 
 HERE = URL("http://127.0.0.1:8080/cometd/60.0")
 ELSEWHERE = URL("http://127.0.0.2:8080/cometd/60.0")

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from aiosfstream._deadline import Deadline
+from aiosfstream._http.deadline import Deadline
 
 
 class Timer:

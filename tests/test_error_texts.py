@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from aiosfstream import _http, auth, exceptions
+from aiosfstream import auth, exceptions
+from aiosfstream._http import post as _http
 from aiosfstream.storages import sqlite
 
 PACKAGE = Path(__file__).parent.parent / "aiosfstream"
@@ -35,7 +36,7 @@ CLASSES = OURS | BUILTIN | OTHER
 AROUND = {
     ("auth", "_unreachable"): "what",
     ("auth", "_useless"): "what",
-    ("_http", "_failure"): "what",
+    ("_http.post", "_failure"): "what",
 }
 
 #: Functions that build an error of their own, and are held to the rules there.
@@ -61,15 +62,19 @@ ADVICE = {
 
 #: What is raised as it is, having been made elsewhere.
 PASSED_ON = {
-    ("_cometd", "BaseClient._check_server_disconnected", "error"): "what ended the session",
-    ("_mailbox", "Mailbox.take", "item"): "an error put in by the transport",
-    ("_transport", "LongPollingTransport._advance", "self._session.stop_error"): "made in _session",
+    ("_cometd.client", "BaseClient._check_server_disconnected", "error"): "what ended the session",
+    ("_cometd.mailbox", "Mailbox.take", "item"): "an error put in by the transport",
     (
-        "_transport",
+        "_cometd.transport",
+        "LongPollingTransport._advance",
+        "self._session.stop_error",
+    ): "made in the session",
+    (
+        "_cometd.transport",
         "LongPollingTransport._wait_established",
         "copy(session.last_error)",
     ): "a log-in's",
-    ("_transport", "_reply_of", "result.error"): "made in _http",
+    ("_cometd.transport", "_reply_of", "result.error"): "made in _http.post",
     ("auth", "AuthenticatorBase._log_in", "refusal"): "made by _refusal()",
     ("testing._server", "StreamingServer.__aexit__", "self._errors[0]"): "of the server's thread",
 }
@@ -81,12 +86,16 @@ NOT_TOLD = {
     ("__main__", "run_listen", "UsageError"): "says what the ValueError says",
     ("__main__", "authenticator_from", "UsageError"): "says what the ValueError says",
     ("__main__", "run_login", "UsageError"): "says what the ValueError says",
-    ("_cometd", "uninterrupted", "CancelledError"): "a cancellation goes on",
-    ("_cometd", "BaseClient._make_transport", "NotImplementedError"): "a subclass makes it",
-    ("_http", "parse_json", "ValueError"): "caught by each caller, which has a sentence for it",
-    ("_import_markers", "_Unpickler.find_class", "UnpicklingError"): "quoted by _unpickle()",
-    ("_import_markers", "_reconstruct", "UnpicklingError"): "quoted by _unpickle()",
-    ("auth", "AuthenticatorBase._post_with", "_unreachable"): "the sentence of _http",
+    ("_cometd.client", "uninterrupted", "CancelledError"): "a cancellation goes on",
+    ("_cometd.client", "BaseClient._make_transport", "NotImplementedError"): "a subclass makes it",
+    (
+        "_http.post",
+        "parse_json",
+        "ValueError",
+    ): "caught by each caller, which has a sentence for it",
+    ("_cli.import_markers", "_Unpickler.find_class", "UnpicklingError"): "quoted by _unpickle()",
+    ("_cli.import_markers", "_reconstruct", "UnpicklingError"): "quoted by _unpickle()",
+    ("auth", "AuthenticatorBase._post_with", "_unreachable"): "the sentence of _http.post",
     ("exceptions", "translate", "ServerError"): "aiocometd's sentence; str() adds the rest",
     ("replay", "date_and_id", "KeyError"): "caught by the caller: the event takes the long way",
     ("replay", "_run_now", "AssertionError"): "cannot happen",

@@ -21,8 +21,9 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosfstream import TransportError, _http
-from aiosfstream._http import Answer, Failure, Trouble
+from aiosfstream import TransportError
+from aiosfstream._http import post as _http
+from aiosfstream._http.post import Answer, Failure, Trouble
 from tests.support import until
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from aiosfstream import MappingStorage, ReplayError, ReplayMarker, SQLiteStorage
-from aiosfstream._import_markers import import_markers, read_markers
+from aiosfstream._cli.import_markers import import_markers, read_markers
 
 DATA = Path(__file__).parent / "data"
 OLD_SHELF = {

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosfstream._mailbox import Mailbox, Signal, Turn
+from aiosfstream._cometd.mailbox import Mailbox, Signal, Turn
 from tests.support import soon, until
 
 

@@ -23,7 +23,7 @@ import aiosfstream.exceptions
 import aiosfstream.replay
 import aiosfstream.testing
 import aiosfstream.types
-from aiosfstream._transport import LongPollingTransport
+from aiosfstream._cometd.transport import LongPollingTransport
 
 PUBLIC = [
     "AccessTokenAuthenticator",
@@ -137,7 +137,7 @@ def test_a_null_handler_is_attached() -> None:
 
 
 def test_what_is_relied_on_in_aiocometd() -> None:
-    complaint = "aiocometd {} has no {} any more: aiosfstream/_cometd.py must be adapted"
+    complaint = "aiocometd {} has no {} any more: aiosfstream/_cometd/client.py must be adapted"
     for name in UNDERSCORED_METHODS:
         assert callable(getattr(CometdClient, name, None)), complaint.format(
             aiocometd.__version__, name
@@ -148,7 +148,9 @@ def test_what_is_relied_on_in_aiocometd() -> None:
     for name in UNDERSCORED_ATTRIBUTES:
         assert name in vars(client), complaint.format(aiocometd.__version__, name)
     for name in (*UNDERSCORED_METHODS, *UNDERSCORED_ATTRIBUTES):
-        assert name in (aiosfstream._cometd.__doc__ or ""), f"{name} is not listed with its reason"
+        assert name in (aiosfstream._cometd.client.__doc__ or ""), (
+            f"{name} is not listed with its reason"
+        )
 
 
 def test_the_transport_is_one_of_aiocometds() -> None:

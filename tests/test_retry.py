@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosfstream._http import Trouble
-from aiosfstream._retry import (
+from aiosfstream._cometd.retry import (
     Backoff,
     Verdict,
     failure_reason,
@@ -22,6 +21,7 @@ from aiosfstream._retry import (
     judge_trouble,
     reconnect_advice,
 )
+from aiosfstream._http.post import Trouble
 
 HANDSHAKE, RETRY, NONE = ({"reconnect": word} for word in ("handshake", "retry", "none"))
 SIMULTANEOUS = (

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosfstream._http import Failure, Trouble
-from aiosfstream._retry import RetryPolicy
-from aiosfstream._session import (
+from aiosfstream._cometd.retry import RetryPolicy
+from aiosfstream._cometd.session import (
     MAX_COOKIE_RENEWALS,
     MAX_NAMES,
     MIN_MEMORY,
@@ -23,6 +22,7 @@ from aiosfstream._session import (
     key_of,
     may_deliver,
 )
+from aiosfstream._http.post import Failure, Trouble
 from aiosfstream.events import ConnectionEvent, ConnectionEventKind
 from aiosfstream.exceptions import (
     AiosfstreamException,

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosfstream._http import Failure, Trouble
-from aiosfstream._retry import RetryPolicy
-from aiosfstream._session import Action
+from aiosfstream._cometd.retry import RetryPolicy
+from aiosfstream._cometd.session import Action
+from aiosfstream._http.post import Failure, Trouble
 from aiosfstream.exceptions import AuthenticationError
 from tests.test_session import UNKNOWN, A, B, Table, failure, receive
 

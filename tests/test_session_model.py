@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from aiosfstream._http import Failure, Trouble
-from aiosfstream._retry import RetryPolicy
-from aiosfstream._session import Action, Session, State, Subscription
+from aiosfstream._cometd.retry import RetryPolicy
+from aiosfstream._cometd.session import Action, Session, State, Subscription
+from aiosfstream._http.post import Failure, Trouble
 from aiosfstream.events import ConnectionEventKind
 from aiosfstream.exceptions import AuthenticationError, TransportError
 from tests.test_session import receive

@@ -23,7 +23,7 @@ from aiosfstream import (
     TransportError,
     _http,
 )
-from aiosfstream._http import Answer, Failure, Trouble
+from aiosfstream._http.post import Answer, Failure, Trouble
 
 HOUR = 3600.0
 URL = "https://example.my.salesforce.com"

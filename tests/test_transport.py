@@ -343,7 +343,7 @@ async def test_a_subscription_right_after_opening_uses_the_connection_that_is_th
 async def test_a_first_subscription_without_an_answer_does_not_keep_events_away(
     server: StreamingServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiosfstream._transport.GIVE_WAY_TIMEOUT", 0.01)
+    monkeypatch.setattr("aiosfstream._cometd.transport.GIVE_WAY_TIMEOUT", 0.01)
     server.add_fault(Hang(), on="/meta/subscribe")
     async with client_for(server) as client:
         subscribing = asyncio.create_task(client.subscribe(EVENT))
@@ -356,7 +356,7 @@ async def test_a_first_subscription_without_an_answer_does_not_keep_events_away(
 async def test_a_first_subscription_that_finds_its_session_gone_has_it_renewed(
     server: StreamingServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiosfstream._transport.GIVE_WAY_TIMEOUT", 3600.0)
+    monkeypatch.setattr("aiosfstream._cometd.transport.GIVE_WAY_TIMEOUT", 3600.0)
     server.add_fault(ForgetSession(), on="/meta/subscribe")
     async with client_for(server) as client:
         await soon(client.subscribe(EVENT))

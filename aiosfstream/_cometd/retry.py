@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from aiocometd.typing import JsonObject
 
-from ._http import Trouble
+from .._http.post import Trouble
 
 #: Advice is honoured up to this many seconds between two connects.
 MAX_INTERVAL: Final = 30.0

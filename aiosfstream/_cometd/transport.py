@@ -23,15 +23,12 @@ from aiocometd.typing import JsonObject, SSLValidationMode
 from aiohttp.abc import AbstractCookieJar
 from yarl import URL
 
-from . import _http
-from ._cookies import CookieJar
-from ._deadline import Deadline
-from ._http import Failure, Trouble
-from ._mailbox import Mailbox, Signal, Turn
-from ._retry import MAX_HOLD
-from ._session import Action, ReplayId, Session, State, Subscription
-from .events import ConnectionEvent, ConnectionEventKind
-from .exceptions import (
+from .._http import post as _http
+from .._http.cookies import CookieJar
+from .._http.deadline import Deadline
+from .._http.post import Failure, Trouble
+from ..events import ConnectionEvent, ConnectionEventKind
+from ..exceptions import (
     AiosfstreamException,
     AuthenticationError,
     ReplayError,
@@ -40,6 +37,9 @@ from .exceptions import (
     TransportInvalidOperation,
     TransportTimeoutError,
 )
+from .mailbox import Mailbox, Signal, Turn
+from .retry import MAX_HOLD
+from .session import Action, ReplayId, Session, State, Subscription
 
 LOGGER = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from urllib.parse import urlencode
 
 from aiohttp import web
 
-from .auth import AUTHORIZE_PATH, SecretMixin, advise, normalize_login_url
-from .exceptions import AuthenticationError
+from ..auth import AUTHORIZE_PATH, SecretMixin, advise, normalize_login_url
+from ..exceptions import AuthenticationError
 
 PAGE: Final = "<!doctype html><title>aiosfstream</title><p>{text} You can close this page."
 SCOPE: Final = "api refresh_token"

@@ -32,11 +32,11 @@ from aiocometd.extensions import AuthExtension, Extension
 from aiocometd.transports.abc import Transport
 from aiocometd.typing import JsonObject, SSLValidationMode
 
-from . import _http
-from ._cookies import CookieJar
-from ._mailbox import Mailbox
-from ._transport import LongPollingTransport
-from .exceptions import ClientError, ClientInvalidOperation
+from .._http import post as _http
+from .._http.cookies import CookieJar
+from ..exceptions import ClientError, ClientInvalidOperation
+from .mailbox import Mailbox
+from .transport import LongPollingTransport
 
 LOGGER = logging.getLogger("aiosfstream.client")
 

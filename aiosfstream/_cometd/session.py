@@ -20,8 +20,10 @@ from typing import Any, Final, NamedTuple, Protocol
 from aiocometd.constants import MetaChannel
 from aiocometd.typing import JsonObject
 
-from ._http import Failure, Trouble
-from ._retry import (
+from .._http.post import Failure, Trouble
+from ..events import ConnectionEvent, ConnectionEventKind
+from ..exceptions import AuthenticationError, ReplayError, ServerError, TransportError
+from .retry import (
     DEFAULT_HOLD,
     Backoff,
     RetryPolicy,
@@ -34,8 +36,6 @@ from ._retry import (
     judge_trouble,
     reconnect_advice,
 )
-from .events import ConnectionEvent, ConnectionEventKind
-from .exceptions import AuthenticationError, ReplayError, ServerError, TransportError
 
 LOGGER = logging.getLogger(__name__)
 

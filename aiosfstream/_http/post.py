@@ -19,8 +19,8 @@ import aiohttp
 from aiocometd.typing import JsonObject, SSLValidationMode
 from yarl import URL
 
-from ._deadline import Deadline
-from .exceptions import TransportError
+from ..exceptions import TransportError
+from .deadline import Deadline
 
 #: What may dump to text or bytes, as ``json.dumps`` and ``orjson.dumps`` do.
 Dumper = Callable[[Any], "str | bytes"]

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from .exceptions import ReplayError
-from .replay import ReplayMarker, ReplayMarkerStorage, _as_marker, should_store
+from ..exceptions import ReplayError
+from ..replay import ReplayMarker, ReplayMarkerStorage, _as_marker, should_store
 
 __all__ = ["Imported", "import_markers", "read_markers"]
 

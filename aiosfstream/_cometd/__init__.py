@@ -1,0 +1,1 @@
+"""The CometD engine: a Bayeux session that recovers. It knows neither OAuth nor storages."""
