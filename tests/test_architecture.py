@@ -22,6 +22,7 @@ ARROWS: dict[str, set[str]] = {
     "_http.cookies": set(),
     "_http.deadline": set(),
     "_http.post": {"_http.deadline", "exceptions"},
+    "_internals": set(),
     "_cometd": set(),
     "_cometd.mailbox": set(),
     "_reporter": {"events"},
