@@ -19,12 +19,16 @@ def read_version() -> str:
 
 JWT = ["PyJWT[crypto]>=2.8"]
 REDIS = ["redis>=5.0"]
-DOCS = ["Sphinx>=8.1", "furo>=2024.8.6"]
+# The reference imports every public module, the storage in Redis included.
+DOCS = [*REDIS, "Sphinx>=8.1", "furo>=2024.8.6"]
 LINT = ["ruff>=0.17,<0.18"]
 TYPES = ["mypy>=2.4,<2.5", "pyright>=1.1.400", "types-docutils", "types-psutil", "types-PyYAML"]
-TEST = [
+# What pytest needs to run everything in ``tests``: the documentation is built there too, and the
+# type checkers run over programs of users.
+TESTS = [
     *JWT,
-    *REDIS,
+    *DOCS,
+    *TYPES,
     "build>=1.2",
     "coverage>=7.10",
     "hypothesis>=6.100",
@@ -70,6 +74,7 @@ setup(
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
         "Programming Language :: Python :: Implementation :: CPython",
         "Topic :: Internet :: WWW/HTTP",
         "Topic :: Software Development :: Libraries :: Python Modules",
@@ -78,12 +83,15 @@ setup(
     packages=find_packages(include=["aiosfstream", "aiosfstream.*"]),
     package_data={"aiosfstream": ["py.typed"]},
     python_requires=">=3.10",
-    install_requires=["aiohttp>=3.11,<4", "aiocometd>=0.4.5,<0.5"],
+    install_requires=["aiohttp>=3.13.4,<4", "aiocometd==0.4.5"],
     extras_require={
         "jwt": JWT,
         "redis": REDIS,
         "docs": DOCS,
-        "test": sorted({*TEST, *DOCS, *LINT, *TYPES}),
+        "tests": TESTS,
+        "dev": [*TESTS, *LINT],
+        # The name that checkouts of this project have used.
+        "test": TESTS,
     },
     entry_points={
         "console_scripts": ["aiosfstream = aiosfstream.__main__:main"],

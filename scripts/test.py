@@ -71,7 +71,7 @@ def prepare() -> None:
     make_venv()
     say("Installing the package and what its checks need into .venv")
     pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    subprocess.run([*pip, "--editable", ".[test]"], cwd=ROOT, check=True)
+    subprocess.run([*pip, "--editable", ".[dev]"], cwd=ROOT, check=True)
     install_redis()
     install_peers()
 

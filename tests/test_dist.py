@@ -1,5 +1,6 @@
 """What is inside the distributions, and what they say of themselves."""
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -14,7 +15,7 @@ from docutils.core import publish_string
 from docutils.writers.html5_polyglot import Writer
 
 ROOT = Path(__file__).parent.parent
-PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
+PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 
 #: What a source distribution holds besides the package: enough to build, test and document it.
 SDIST_FILES = {
@@ -144,10 +145,42 @@ def test_the_version_is_that_of_the_package(metadata: Message) -> None:
 def test_the_requirements(metadata: Message) -> None:
     requirements = metadata.get_all("Requires-Dist", [])
     plain = {requirement for requirement in requirements if "extra ==" not in requirement}
-    assert plain == {"aiohttp<4,>=3.11", "aiocometd<0.5,>=0.4.5"}
-    assert set(metadata.get_all("Provides-Extra", [])) == {"docs", "jwt", "redis", "test"}
-    assert 'PyJWT[crypto]>=2.8; extra == "jwt"' in requirements
-    assert 'redis>=5.0; extra == "redis"' in requirements
+    assert plain == {"aiohttp<4,>=3.13.4", "aiocometd==0.4.5"}
+    extras = {"jwt", "redis", "tests", "docs", "dev", "test"}
+    assert set(metadata.get_all("Provides-Extra", [])) == extras
+    assert required_by(metadata, "jwt") == {"PyJWT[crypto]>=2.8"}
+    assert required_by(metadata, "redis") == {"redis>=5.0"}
+
+
+def required_by(metadata: Message, extra: str) -> set[str]:
+    """Return what *extra* adds to the requirements."""
+    requirements = metadata.get_all("Requires-Dist", [])
+    ending = f'; extra == "{extra}"'
+    return {r.removesuffix(ending) for r in requirements if r.endswith(ending)}
+
+
+def test_the_extras_of_the_old_documentation_bring_what_they_say(metadata: Message) -> None:
+    tests, docs, dev = (required_by(metadata, extra) for extra in ("tests", "docs", "dev"))
+    assert required_by(metadata, "redis") < docs < tests < dev
+    assert required_by(metadata, "jwt") < tests
+    assert required_by(metadata, "test") == tests
+    assert {re.split(r"[<>=\[]", name)[0] for name in dev - tests} == {"ruff"}
+
+
+def test_the_lowest_versions_of_tox_are_those_of_the_metadata(metadata: Message) -> None:
+    tox = (ROOT / "tox.ini").read_text(encoding="utf-8")
+    section = tox.partition("[testenv:lowest]")[2].partition("\n[")[0]
+    pinned = set(re.findall(r"^    (\S+==\S+)$", section, re.MULTILINE))
+    plain = {r for r in metadata.get_all("Requires-Dist", []) if "extra ==" not in r}
+    lowest = plain | required_by(metadata, "jwt") | required_by(metadata, "redis")
+    assert {lowest_of(requirement) for requirement in lowest} <= pinned
+
+
+def lowest_of(requirement: str) -> str:
+    """Return *requirement* pinned to the lowest version that it allows."""
+    match = re.fullmatch(r"([\w\[\]-]+)(?:<\d+,)?[=>]=([\d.]+)", requirement)
+    assert match is not None, requirement
+    return "==".join(match.groups())
 
 
 def test_tox_has_an_environment_for_every_python_in_the_classifiers() -> None:
