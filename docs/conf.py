@@ -29,7 +29,10 @@ nitpick_ignore_regex = [
         r"py:.*",
         r"(aiocometd|aiohttp|asyncio|collections|contextlib|datetime|enum|functools|json|logging)\..*",
     ),
-    (r"py:.*", r"(numbers|os|pathlib|pytest|redis|shelve|sqlite3|ssl|types|typing|yarl)\..*"),
+    (
+        r"py:.*",
+        r"(numbers|os|pathlib|pytest|redis|shelve|sqlite3|ssl|types|typing|yarl)\..*",
+    ),
     (r"py:.*", r"[A-Za-z]+"),
     (r"py:class", r"aiosfstream\._.*|aiosfstream\.exceptions\.FuncT"),
 ]

@@ -29,7 +29,9 @@ async def access_token() -> str:
 
 async def main() -> None:
     org = await sf("org", "display")
-    async with Client(AccessTokenAuthenticator(org["instanceUrl"], access_token)) as client:
+    async with Client(
+        AccessTokenAuthenticator(org["instanceUrl"], access_token)
+    ) as client:
         await client.subscribe("/event/Low_Ink__e")
         async for message in client:
             print(message["data"]["payload"])

@@ -1,4 +1,4 @@
-"""Log in with a refresh token from a file, and keep the file up to date while tokens rotate."""
+"""Log in with a refresh token from a file, and keep that file up to date."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ def stored() -> str:
 
 
 def store(token: str) -> None:
-    """Replace the token in one step: there is an old one or a new one, never half of one."""
+    """Replace the token in one step, so that the file never holds half of one."""
     new = TOKEN_FILE.with_suffix(".new")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Take events from a Redis Stream: run as many of these as you like, wherever you like."""
+"""Take events from a Redis Stream. Run as many of these as you like."""
 
 import asyncio
 import json
@@ -11,8 +11,8 @@ from redis.exceptions import ResponseError
 
 STREAM, GROUP = "orders", "workers"
 NAME = f"{socket.gethostname()}-{os.getpid()}"
-#: Milliseconds after which an event that nobody has acknowledged is given to another worker. Longer
-#: than any of them is ever processed.
+#: Milliseconds after which an unacknowledged event is given to another worker. This must
+#: be longer than processing an event ever takes.
 IDLE = int(os.environ.get("IDLE", "60000"))
 
 
@@ -26,7 +26,9 @@ async def take(redis: "Redis") -> list[Any]:
     if left[1]:
         return list(left[1])
     block = min(IDLE, 1000)
-    found: Any = await redis.xreadgroup(GROUP, NAME, {STREAM: ">"}, count=1, block=block)
+    found: Any = await redis.xreadgroup(
+        GROUP, NAME, {STREAM: ">"}, count=1, block=block
+    )
     return [entry for _, entries in found or [] for entry in entries]
 
 

@@ -7,18 +7,23 @@ import signal
 
 from aiohttp import web
 
-from aiosfstream import Client, ClientCredentialsAuthenticator, ReplayOption, SQLiteStorage
+from aiosfstream import (
+    Client,
+    ClientCredentialsAuthenticator,
+    ReplayOption,
+    SQLiteStorage,
+)
 
 CLIENT = web.AppKey("client", Client)
 
 
 async def live(request: web.Request) -> web.Response:
-    """Answer: that shows that the event loop is not blocked. More would restart it for nothing."""
+    """Answer, which shows that the event loop is not blocked. Check nothing else here."""
     return web.Response(text="alive\n")
 
 
 async def ready(request: web.Request) -> web.Response:
-    """Say whether there is a connection. It comes back by itself: alert on this, do not restart."""
+    """Say whether there is a connection. Alert on this, but do not restart."""
     client = request.app[CLIENT]
     connected = client.state.name == "CONNECTED"
     report = {
@@ -43,7 +48,7 @@ async def serve(client: Client) -> web.AppRunner:
 async def main() -> None:
     task = asyncio.current_task()
     assert task is not None
-    # What ends a container. Cancelled, the client says goodbye, and frees its place in the org.
+    # SIGTERM ends a container. Cancelled, the client says goodbye to the org.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     authenticator = ClientCredentialsAuthenticator(
         os.environ["SALESFORCE_CONSUMER_KEY"],
@@ -52,7 +57,9 @@ async def main() -> None:
     )
     markers = os.environ.get("MARKERS", "markers.db")
     async with SQLiteStorage(markers, default_id=ReplayOption.ALL_EVENTS) as storage:
-        client = Client(authenticator, replay=storage, replay_fallback=ReplayOption.ALL_EVENTS)
+        client = Client(
+            authenticator, replay=storage, replay_fallback=ReplayOption.ALL_EVENTS
+        )
         runner = await serve(client)
         try:
             async with client:

@@ -26,7 +26,9 @@ async def main() -> None:
         os.environ["SALESFORCE_CONSUMER_SECRET"],
         login_url=os.environ["SALESFORCE_LOGIN_URL"],
     )
-    async with SQLiteStorage("markers.db", default_id=ReplayOption.ALL_EVENTS) as storage:
+    async with SQLiteStorage(
+        "markers.db", default_id=ReplayOption.ALL_EVENTS
+    ) as storage:
         async with Client(
             authenticator,
             replay=storage,

@@ -33,7 +33,9 @@ async def main() -> None:
         os.environ["SALESFORCE_CONSUMER_SECRET"],
         login_url=os.environ["SALESFORCE_LOGIN_URL"],
     )
-    async with SQLiteStorage("markers.db", default_id=ReplayOption.ALL_EVENTS) as storage:
+    async with SQLiteStorage(
+        "markers.db", default_id=ReplayOption.ALL_EVENTS
+    ) as storage:
         async with Client(authenticator, replay=storage, observer=observe) as client:
             await client.subscribe("/event/Low_Ink__e")
             async for message in client:
@@ -44,7 +46,9 @@ async def main() -> None:
                     attributes={
                         "messaging.system": "salesforce",
                         "messaging.destination.name": channel,
-                        "messaging.message.id": str(message["data"]["event"]["replayId"]),
+                        "messaging.message.id": str(
+                            message["data"]["event"]["replayId"]
+                        ),
                     },
                 ):
                     print(message["data"]["payload"])

@@ -15,11 +15,15 @@ from aiosfstream import (
 )
 
 EVENTS = Counter("salesforce_events_total", "Events processed", ["channel"])
-CHANGES = Counter("salesforce_connection_changes_total", "Changes of the connection", ["kind"])
+CHANGES = Counter(
+    "salesforce_connection_changes_total", "Changes of the connection", ["kind"]
+)
 CONNECTED = Gauge("salesforce_connected", "1 while there is a connection, otherwise 0")
-PENDING = Gauge("salesforce_pending_events", "Events received that wait to be processed")
+PENDING = Gauge(
+    "salesforce_pending_events", "Events received that wait to be processed"
+)
 
-# Scraped before anything happens, a counter should be there: alerts compare it with what it was.
+# Create each counter at once: alerts compare a counter with what it was before.
 for kind in ConnectionEventKind:
     CHANGES.labels(kind.name.lower())
 
@@ -28,7 +32,10 @@ def observe(event: ConnectionEvent) -> None:
     CHANGES.labels(event.kind.name.lower()).inc()
     if event.kind is ConnectionEventKind.CONNECTED:
         CONNECTED.set(1)
-    elif event.kind in (ConnectionEventKind.CONNECTION_LOST, ConnectionEventKind.CLOSED):
+    elif event.kind in (
+        ConnectionEventKind.CONNECTION_LOST,
+        ConnectionEventKind.CLOSED,
+    ):
         CONNECTED.set(0)
 
 
@@ -39,7 +46,9 @@ async def main() -> None:
         os.environ["SALESFORCE_CONSUMER_SECRET"],
         login_url=os.environ["SALESFORCE_LOGIN_URL"],
     )
-    async with SQLiteStorage("markers.db", default_id=ReplayOption.ALL_EVENTS) as storage:
+    async with SQLiteStorage(
+        "markers.db", default_id=ReplayOption.ALL_EVENTS
+    ) as storage:
         client = Client(authenticator, replay=storage, observer=observe)
         PENDING.set_function(lambda: client.pending_count if not client.closed else 0)
         async with client:

@@ -20,7 +20,7 @@ async def main() -> None:
         authenticator,
         session_factory=partial(aiohttp.ClientSession, proxy=os.environ.get("PROXY")),
         ssl=ssl.create_default_context(cafile=os.environ.get("CA_FILE")),
-        # This proxy cuts what is silent for a minute: ask the server to answer before that.
+        # This proxy cuts connections that are silent for a minute.
         poll_timeout=45.0,
     ) as client:
         await client.subscribe("/event/Low_Ink__e")

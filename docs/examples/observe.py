@@ -7,7 +7,11 @@ from aiosfstream import Client, ClientCredentialsAuthenticator, ConnectionEvent
 
 
 def tell(event: ConnectionEvent) -> None:
-    details = [event.channel, event.error, event.delay and f"again in {event.delay:.1f} s"]
+    details = [
+        event.channel,
+        event.error,
+        event.delay and f"again in {event.delay:.1f} s",
+    ]
     print(event.kind.value, *filter(None, details))
 
 

@@ -1,4 +1,4 @@
-"""Run this on two machines: one processes the events, the other takes over when it is gone."""
+"""Run this on two machines: one works, the other takes over when it is gone."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,9 @@ async def consume(redis: "Redis") -> None:
     )
     client = Client(
         authenticator,
-        replay=RedisStorage(redis, prefix="orders:markers:", default_id=ReplayOption.ALL_EVENTS),
+        replay=RedisStorage(
+            redis, prefix="orders:markers:", default_id=ReplayOption.ALL_EVENTS
+        ),
         replay_storage_policy=ReplayMarkerStoragePolicy.MANUAL,
     )
     async with client:
@@ -47,7 +49,7 @@ async def consume(redis: "Redis") -> None:
 async def keep(lock: Lock) -> None:
     while True:
         await asyncio.sleep(LEASE / 4)
-        # Fails if another machine has it by now, or if Redis takes so long that it may have.
+        # Fails if another machine has it by now, or if Redis takes too long.
         await asyncio.wait_for(lock.extend(LEASE, replace_ttl=True), LEASE / 4)
 
 

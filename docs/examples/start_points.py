@@ -17,7 +17,9 @@ async def main() -> None:
     async with Client(authenticator, replay=ReplayOption.NEW_EVENTS) as client:
         await client.subscribe("/event/Low_Ink__e")
         await client.subscribe("/event/Order__e", replay=last_order)
-        await client.subscribe("/data/AccountChangeEvent", replay=ReplayOption.ALL_EVENTS)
+        await client.subscribe(
+            "/data/AccountChangeEvent", replay=ReplayOption.ALL_EVENTS
+        )
         async for message in client:
             print(message["channel"], message["data"]["event"]["replayId"])
 

@@ -19,7 +19,9 @@ class ResultsStorage(ReplayMarkerStorage):
     def __init__(self, database: sqlite3.Connection) -> None:
         self.database = database
         with database:
-            database.execute("CREATE TABLE IF NOT EXISTS markers (channel PRIMARY KEY, date, id)")
+            database.execute(
+                "CREATE TABLE IF NOT EXISTS markers (channel PRIMARY KEY, date, id)"
+            )
             database.execute("CREATE TABLE IF NOT EXISTS results (printer, ink)")
 
     async def get_replay_marker(self, subscription: str) -> ReplayMarker | None:
@@ -27,7 +29,9 @@ class ResultsStorage(ReplayMarkerStorage):
         row = self.database.execute(query, (subscription,)).fetchone()
         return None if row is None else ReplayMarker(*row)
 
-    async def set_replay_marker(self, subscription: str, replay_marker: ReplayMarker) -> None:
+    async def set_replay_marker(
+        self, subscription: str, replay_marker: ReplayMarker
+    ) -> None:
         # Commits what the application has written since the last marker as well.
         with self.database:
             self.database.execute(

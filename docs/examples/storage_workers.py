@@ -30,18 +30,23 @@ async def work(queue: "asyncio.Queue[Task]") -> None:
     while True:
         message, in_flight = await queue.get()
         async with in_flight:
-            # The marker passes a block that has failed. So what is to become of an event that
-            # cannot be processed is decided in here: try again, put it aside, or stop.
+            # The marker passes a block that has failed, so decide in here what to do with
+            # an event that cannot be processed: try again, put it aside, or stop.
             try:
                 await process(message)
             except ValueError as error:
-                print("put aside", message["data"]["payload"]["Number__c"], error, flush=True)
+                print(
+                    "put aside",
+                    message["data"]["payload"]["Number__c"],
+                    error,
+                    flush=True,
+                )
 
 
 async def receive(client: Client, queue: "asyncio.Queue[Task]") -> None:
     await client.subscribe("/event/Order__e")
     async for message in client:
-        # In flight from here on: called in the order of arrival, and before it is in the queue.
+        # In flight from here on. Call it in order of arrival, before queueing.
         in_flight = client.replay_storage(message)
         await queue.put((message, in_flight))
 
@@ -54,7 +59,9 @@ async def main() -> None:
     )
     # Bounded, so that a slow worker slows down the receiver and nothing piles up.
     queue: asyncio.Queue[Task] = asyncio.Queue(maxsize=WORKERS)
-    async with SQLiteStorage("orders.db", default_id=ReplayOption.ALL_EVENTS) as storage:
+    async with SQLiteStorage(
+        "orders.db", default_id=ReplayOption.ALL_EVENTS
+    ) as storage:
         async with Client(
             authenticator,
             replay=storage,

@@ -7,7 +7,7 @@ from aiosfstream.testing import StreamingServer
 
 
 async def low_printers(client: Client, channel: str, count: int) -> list[str]:
-    """The application: the serial numbers of the next *count* printers that run out of ink."""
+    """Return the serial numbers of the next *count* printers that run out of ink."""
     await client.subscribe(channel)
     printers: list[str] = []
     async for message in client:
@@ -20,7 +20,9 @@ async def low_printers(client: Client, channel: str, count: int) -> list[str]:
 
 
 def make_client(server: StreamingServer) -> Client:
-    return SalesforceStreamingClient(**server.credentials, replay={"/event/Low_Ink__e": -2})
+    return SalesforceStreamingClient(
+        **server.credentials, replay={"/event/Low_Ink__e": -2}
+    )
 
 
 async def watch(server: StreamingServer) -> list[str]:
@@ -31,20 +33,25 @@ async def watch(server: StreamingServer) -> list[str]:
 def test_it_finds_the_printers(salesforce_server: StreamingServer) -> None:
     for number, level in enumerate([0.5, 0.05, 0.9, 0.0]):
         salesforce_server.publish(
-            "/event/Low_Ink__e", {"Serial_Number__c": f"P{number}", "Ink_Percentage__c": level}
+            "/event/Low_Ink__e",
+            {"Serial_Number__c": f"P{number}", "Ink_Percentage__c": level},
         )
     assert asyncio.run(watch(salesforce_server)) == ["P1", "P3"]
 
 
 def test_it_survives_a_lost_session(salesforce_server: StreamingServer) -> None:
     server = salesforce_server
-    server.publish("/event/Low_Ink__e", {"Serial_Number__c": "P0", "Ink_Percentage__c": 0.0})
+    server.publish(
+        "/event/Low_Ink__e", {"Serial_Number__c": "P0", "Ink_Percentage__c": 0.0}
+    )
 
     async def scenario() -> list[str]:
         watching = asyncio.create_task(watch(server))
         await server.wait_for(lambda server: server.held_connects > 0)
         server.expire_sessions()
-        server.publish("/event/Low_Ink__e", {"Serial_Number__c": "P1", "Ink_Percentage__c": 0.0})
+        server.publish(
+            "/event/Low_Ink__e", {"Serial_Number__c": "P1", "Ink_Percentage__c": 0.0}
+        )
         return await watching
 
     assert asyncio.run(scenario()) == ["P0", "P1"]

@@ -22,9 +22,11 @@ class JsonFile(ReplayMarkerStorage):
         stored = self.read().get(subscription)
         return None if stored is None else ReplayMarker(*stored)
 
-    async def set_replay_marker(self, subscription: str, replay_marker: ReplayMarker) -> None:
+    async def set_replay_marker(
+        self, subscription: str, replay_marker: ReplayMarker
+    ) -> None:
         markers = {**self.read(), subscription: replay_marker}
-        # Written beside the file and put in its place, so that a crash leaves the old or the new one.
+        # Replace the file in one step, so that a crash leaves the old or the new one.
         draft = self.path.with_suffix(".draft")
         draft.write_text(json.dumps(markers), "utf-8")
         draft.replace(self.path)
