@@ -76,7 +76,11 @@ PASSED_ON = {
     ): "a log-in's",
     ("_cometd.transport", "_reply_of", "result.error"): "made in _http.post",
     ("auth", "AuthenticatorBase._log_in", "refusal"): "made by _refusal()",
-    ("testing._server", "StreamingServer.__aexit__", "self._errors[0]"): "of the server's thread",
+    (
+        "testing._server",
+        "StreamingServer.__aexit__",
+        "self.parts.errors[0]",
+    ): "of the server's thread",
 }
 
 #: What says nothing of its own, and why that is right.
@@ -110,7 +114,7 @@ NOT_TOLD = {
 }
 
 #: Internal exceptions of the test server: the answers that a client gets, not errors for a person.
-ANSWERS = {"Denied", "Refused", "_Cut"}
+ANSWERS = {"Denied", "Refused", "Cut"}
 
 NEXT_STEP = re.compile(
     r"\b(should|takes?|use|set|give|gives|needs?|needed|install|try|tried|open|close|call|check|wait|see|"

@@ -89,6 +89,47 @@ class Ports:
         self._listening[port] = _Listening(server, loop.create_task(server.start_serving()))
 
 
+class Addresses:
+    """Where a server listens: the port that it was started at, and the org's own once it has moved.
+
+    :param ssl_context: speak TLS with it
+    """
+
+    def __init__(self, ssl_context: ssl_module.SSLContext | None) -> None:
+        self.ssl_context = ssl_context
+        self.port = 0
+        self.instance_port = 0
+        #: How the places that the org has left answer.
+        self.moved_status = 404
+        self.ports: Ports | None = None
+
+    def start(self, factory: Callable[[], asyncio.Protocol]) -> None:
+        """Listen at a free port.
+
+        :param factory: makes the protocol of a connection
+        """
+        self.ports = Ports(factory, self.ssl_context)
+        self.port = self.instance_port = self.ports.open()
+
+    def move(self, status: int) -> None:
+        """Listen at one more port, which is the org's from now on."""
+        self.moved_status = status
+        self.instance_port = self.running.open()
+
+    @property
+    def running(self) -> Ports:
+        """The ports, once the server has been started."""
+        if self.ports is None:
+            raise RuntimeError(
+                "the StreamingServer is not running: use it inside its 'async with' block"
+            )
+        return self.ports
+
+    def url(self, port: int) -> str:
+        """Give the URL of a port."""
+        return f"{'https' if self.ssl_context else 'http'}://127.0.0.1:{port}"
+
+
 def cut(transport: asyncio.BaseTransport | None, *, reset: bool) -> None:
     """Cut a connection now.
 
