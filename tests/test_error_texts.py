@@ -93,7 +93,7 @@ NOT_TOLD = {
     ("_cometd.client", "uninterrupted", "CancelledError"): "a cancellation goes on",
     ("_cometd.client", "BaseClient._make_transport", "NotImplementedError"): "a subclass makes it",
     (
-        "_http.post",
+        "_http.bodies",
         "parse_json",
         "ValueError",
     ): "caught by each caller, which has a sentence for it",

@@ -8,23 +8,32 @@ from __future__ import annotations
 
 import asyncio
 import time
-from codecs import BOM_UTF8
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from enum import Enum, auto
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import aiohttp
 from aiocometd.typing import JsonObject, SSLValidationMode
 from yarl import URL
 
 from ..exceptions import TransportError
+from .bodies import Dumper, Loader, dump_json, parse_json
 from .deadline import Deadline
 
-#: What may dump to text or bytes, as ``json.dumps`` and ``orjson.dumps`` do.
-Dumper = Callable[[Any], "str | bytes"]
-Loader = Callable[[Any], Any]
+__all__ = [
+    "Answer",
+    "Dumper",
+    "Failure",
+    "Loader",
+    "Trouble",
+    "bayeux_messages",
+    "dump_json",
+    "parse_json",
+    "post",
+    "status_failure",
+]
 
 #: Bytes. Salesforce asks clients to take at least 10 MB in one response.
 MAX_ANSWER_SIZE: Final = 64 * 1024 * 1024
@@ -263,40 +272,6 @@ def _excerpt(body: bytes, authorization: str) -> str:
     if secret:
         text = text.replace(secret, "...")
     return repr(text[:EXCERPT_SIZE]) if text else "empty"
-
-
-def parse_json(body: bytes, loads: Loader) -> Any:
-    """Parse a JSON body, whatever function the application wants that done with.
-
-    :param body: the body as received
-    :param loads: a function of str, such as ``json.loads``; orjson's is given the bytes
-    :return: the value
-    :raises ValueError: if *loads* fails, for whatever reason
-    """
-    try:
-        if getattr(loads, "__module__", None) == "orjson":
-            return loads(body)
-        # Not the codec "utf-8-sig": Python decodes that in Python.
-        return loads(str(body.removeprefix(BOM_UTF8), "utf-8"))
-    except Exception as error:
-        raise ValueError(f"not JSON: {_describe(error)}") from error
-
-
-def dump_json(value: Any, dumps: Dumper) -> bytes:
-    """Serialise *value* into a body.
-
-    :param value: what to send
-    :param dumps: a function that gives str or bytes, such as ``json.dumps`` or ``orjson.dumps``
-    :return: the body
-    :raises TransportError: if *value* is nothing that *dumps* can serialise
-    """
-    try:
-        text = dumps(value)
-        return text if isinstance(text, bytes) else text.encode()
-    except Exception as error:
-        raise TransportError(
-            f"The message cannot be sent, it is not serialisable: {error}. Use values that json_dumps takes."
-        ) from error
 
 
 def bayeux_messages(
