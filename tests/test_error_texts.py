@@ -87,9 +87,9 @@ PASSED_ON = {
 NOT_TOLD = {
     ("__init__", "__getattr__", "AttributeError"): "Python's own sentence",
     ("testing.__init__", "__getattr__", "AttributeError"): "Python's own sentence",
-    ("__main__", "run_listen", "UsageError"): "says what the ValueError says",
-    ("__main__", "authenticator_from", "UsageError"): "says what the ValueError says",
-    ("__main__", "run_login", "UsageError"): "says what the ValueError says",
+    ("_cli.listen", "run_listen", "UsageError"): "says what the ValueError says",
+    ("_cli.credentials", "authenticator_from", "UsageError"): "says what the ValueError says",
+    ("_cli.login", "run_login", "UsageError"): "says what the ValueError says",
     ("_cometd.client", "uninterrupted", "CancelledError"): "a cancellation goes on",
     ("_cometd.client", "BaseClient._make_transport", "NotImplementedError"): "a subclass makes it",
     (

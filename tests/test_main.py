@@ -18,7 +18,10 @@ import aiohttp
 import pytest
 
 from aiosfstream import ReplayMarker, SQLiteStorage
-from aiosfstream.__main__ import UsageError, authenticator_from, main, parse_channel
+from aiosfstream.__main__ import main
+from aiosfstream._cli.console import UsageError
+from aiosfstream._cli.credentials import authenticator_from
+from aiosfstream._cli.listen import parse_channel
 from aiosfstream.testing import StreamingServer
 from tests.support import EVENT, TOPIC, soon
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dbm
 import importlib
 import io
@@ -17,8 +18,9 @@ from typing import Any, Final
 
 from ..exceptions import ReplayError
 from ..replay import ReplayMarker, ReplayMarkerStorage, _as_marker, should_store
+from .console import say
 
-__all__ = ["Imported", "import_markers", "read_markers"]
+__all__ = ["Imported", "import_markers", "read_markers", "run_import"]
 
 LOGGER = logging.getLogger(__name__)
 
@@ -213,3 +215,20 @@ def _understood(value: Any) -> ReplayMarker | None:
     marker = _as_marker(value)
     valid = marker is not None and isinstance(marker.replay_id, (int, str, float))
     return marker if valid else None
+
+
+async def run_import(options: argparse.Namespace) -> int:
+    """Carry markers over."""
+    from ..storages.sqlite import SQLiteStorage
+
+    async with SQLiteStorage(options.state) as storage:
+        imported = await import_markers(options.source, storage)
+    if not imported.stored and not imported.kept:
+        say(f"aiosfstream: {options.source} holds no replay markers of channels")
+        return 1
+    say(f"{len(imported.stored)} markers are in {options.state}")
+    if imported.kept:
+        say(f"Newer ones were kept of: {', '.join(imported.kept)}")
+    if imported.skipped:
+        say(f"No markers of channels, passed over: {', '.join(imported.skipped)}")
+    return 0

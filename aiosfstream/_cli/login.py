@@ -6,13 +6,16 @@ TLS; the port listens on 127.0.0.1 alone.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import base64
 import hashlib
+import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -20,6 +23,7 @@ from aiohttp import web
 
 from ..auth import AUTHORIZE_PATH, SecretMixin, advise, normalize_login_url
 from ..exceptions import AuthenticationError
+from .console import UsageError, say
 
 PAGE: Final = "<!doctype html><title>aiosfstream</title><p>{text} You can close this page."
 SCOPE: Final = "api refresh_token"
@@ -223,3 +227,46 @@ class CodeExchange(SecretMixin):
     async def _keep(self, reply: dict[str, Any]) -> None:
         token = reply.get("refresh_token")
         self.refresh_token = token if isinstance(token, str) else ""
+
+
+async def run_login(options: argparse.Namespace) -> int:
+    """Let a person authorize the app."""
+    environment = os.environ
+    key = environment.get("SALESFORCE_CONSUMER_KEY", "")
+    if not key:
+        raise UsageError("set SALESFORCE_CONSUMER_KEY to the consumer key of the app")
+    sandbox = environment.get("SALESFORCE_SANDBOX", "").lower() in ("1", "true", "yes")
+    default = "https://test.salesforce.com" if sandbox else "https://login.salesforce.com"
+
+    def show(url: str) -> None:
+        say(f"Open this URL to authorize the app:\n{url}")
+        if not options.no_browser:
+            import webbrowser
+
+            webbrowser.open(url)
+
+    try:
+        tokens = await log_in(
+            key,
+            environment.get("SALESFORCE_CONSUMER_SECRET", ""),
+            login_url=environment.get("SALESFORCE_LOGIN_URL") or default,
+            port=options.port,
+            show=show,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if options.output is None:
+        print(tokens.refresh_token, flush=True)
+    else:
+        write_secret(options.output, tokens.refresh_token)
+        say(f"The refresh token is in {options.output}")
+    return 0
+
+
+def write_secret(path: Path, text: str) -> None:
+    """Write a file that nobody else can read, from its first moment on."""
+    with suppress(FileNotFoundError):
+        path.unlink()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text + "\n")
