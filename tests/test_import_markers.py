@@ -14,6 +14,8 @@ import pytest
 
 from aiosfstream import MappingStorage, ReplayError, ReplayMarker, SQLiteStorage
 from aiosfstream._cli.import_markers import import_markers, read_markers
+from tests.commands import environment, run
+from tests.support import EVENT, TOPIC
 
 DATA = Path(__file__).parent / "data"
 OLD_SHELF = {
@@ -223,3 +225,42 @@ async def test_a_storage_that_fails_is_an_error(old_shelf: Path, tmp_path: Path)
     storage = SQLiteStorage(tmp_path)
     with pytest.raises(ReplayError, match="unable to open"):
         await import_markers(old_shelf, storage)
+
+
+# As a process
+
+
+async def test_importing_markers(tmp_path: Path) -> None:
+    state = tmp_path / "state.db"
+    markers = tmp_path / "markers.json"
+    markers.write_text(json.dumps({EVENT: 5, "/topic/T?x=1": ["2020-01-01T00:00:00Z", 7]}))
+    status, _, told = await run(
+        "import-markers", str(markers), "--state", str(state), env=environment()
+    )
+    assert status == 0, told
+    with shelve.open(str(tmp_path / "shelf")) as shelf:
+        shelf[TOPIC] = ReplayMarker("2021-01-01T00:00:00Z", 9)
+    status, _, told = await run(
+        "import-markers", str(tmp_path / "shelf"), "--state", str(state), env=environment()
+    )
+    assert status == 0, told
+    async with SQLiteStorage(state) as storage:
+        assert await storage.get_replay_id(EVENT) == 5
+        assert await storage.get_replay_marker("/topic/T") == ("2020-01-01T00:00:00Z", 7)
+        assert await storage.get_replay_id(TOPIC) == 9
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "5", "{}", '{"x": 5}', '{"/event/A": null}', "\x00\x01"]
+)
+async def test_what_cannot_be_imported(tmp_path: Path, content: str | None) -> None:
+    source = tmp_path / "source"
+    if content is not None:
+        source.write_text(content)
+    status, _, told = await run(
+        "import-markers", str(source), "--state", str(tmp_path / "s"), env=environment()
+    )
+    assert status == 1
+    assert told.startswith("aiosfstream: ")
+    assert str(source) in told
+    assert told.count("\n") == 1
