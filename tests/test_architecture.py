@@ -15,7 +15,9 @@ PACKAGE = Path(__file__).parent.parent / "aiosfstream"
 #: stand above it. ``testing.*`` stands for the modules of the test server, which may import each
 #: other and nothing else, so that the server cannot share the client's mistakes.
 ARROWS: dict[str, set[str]] = {
-    "exceptions": set(),
+    "_text": set(),
+    "_frames": {"_text"},
+    "exceptions": {"_text"},
     "events": set(),
     "types": set(),
     "_http": set(),
@@ -99,6 +101,7 @@ PURE = {
     "_cometd.session": {"asyncio", "aiohttp", "time", "socket", "threading"},
     "events": {"asyncio", "aiohttp", "time"},
     "exceptions": {"asyncio", "aiohttp", "time"},
+    "_text": {"asyncio", "aiohttp", "time"},
 }
 
 SOURCES = {
