@@ -38,6 +38,7 @@ from .replay import (
     ReplayMarkerStorage,
     ReplayOption,
 )
+from .service import HandlerFailure, Handlers, Retry, run, run_program
 
 if TYPE_CHECKING:
     from .storages.sqlite import SQLiteStorage
@@ -57,6 +58,8 @@ __all__ = [
     "ConnectionEventKind",
     "ConstantReplayId",
     "DefaultMappingStorage",
+    "HandlerFailure",
+    "Handlers",
     "JWTBearerAuthenticator",
     "MappingStorage",
     "PasswordAuthenticator",
@@ -66,6 +69,7 @@ __all__ = [
     "ReplayMarkerStorage",
     "ReplayMarkerStoragePolicy",
     "ReplayOption",
+    "Retry",
     "SQLiteStorage",
     "SalesforceStreamingClient",
     "ServerError",
@@ -74,6 +78,8 @@ __all__ = [
     "TransportInvalidOperation",
     "TransportTimeoutError",
     "__version__",
+    "run",
+    "run_program",
 ]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -66,7 +66,8 @@ ARROWS: dict[str, set[str]] = {
     "storages": set(),
     "storages.sqlite": {"replay", "exceptions"},
     "storages.redis": {"replay", "exceptions"},
-    "__init__": {"auth", "client", "events", "exceptions", "replay", "storages.sqlite"},
+    "service": {"client", "replay", "exceptions"},
+    "__init__": {"auth", "client", "events", "exceptions", "replay", "service", "storages.sqlite"},
     "testing.conformance": {"replay", "exceptions"},
     # The package hands on the check of storages, when it is asked for.
     "testing.*": {"testing.*", "testing.conformance"},

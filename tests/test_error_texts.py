@@ -81,6 +81,9 @@ PASSED_ON = {
         "StreamingServer.__aexit__",
         "self.parts.errors[0]",
     ): "of the server's thread",
+    ("service", "Retry.__call__", "failure.error"): "a handler's",
+    ("service", "_Service.serve", "self._error"): "a handler's, or the client's",
+    ("service", "_Service._survive", "error"): "the client's",
 }
 
 #: What says nothing of its own, and why that is right.

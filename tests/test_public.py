@@ -38,6 +38,8 @@ PUBLIC = [
     "ConnectionEventKind",
     "ConstantReplayId",
     "DefaultMappingStorage",
+    "HandlerFailure",
+    "Handlers",
     "JWTBearerAuthenticator",
     "MappingStorage",
     "PasswordAuthenticator",
@@ -47,6 +49,7 @@ PUBLIC = [
     "ReplayMarkerStorage",
     "ReplayMarkerStoragePolicy",
     "ReplayOption",
+    "Retry",
     "SQLiteStorage",
     "SalesforceStreamingClient",
     "ServerError",
@@ -55,6 +58,8 @@ PUBLIC = [
     "TransportInvalidOperation",
     "TransportTimeoutError",
     "__version__",
+    "run",
+    "run_program",
 ]
 
 #: What programs of earlier releases import from the modules.
