@@ -76,7 +76,14 @@ ARROWS: dict[str, set[str]] = {
     "_cli.console": set(),
     "_cli.credentials": {"_cli.console", "auth"},
     "_cli.demo": {"_cli.console", "client", "events", "replay", "testing.*"},
-    "_cli.import_markers": {"_cli.console", "exceptions", "replay", "storages.sqlite"},
+    "_cli.pickles": {"replay"},
+    "_cli.import_markers": {
+        "_cli.console",
+        "_cli.pickles",
+        "exceptions",
+        "replay",
+        "storages.sqlite",
+    },
     "_cli.listen": {
         "_cli.console",
         "_cli.credentials",

@@ -28,7 +28,7 @@ BUILTIN = {
     "TypeError",
     "ValueError",
 }
-OTHER = {"ArgumentTypeError", "DatabaseError", "UnpicklingError", "UsageError"}
+OTHER = {"ArgumentTypeError", "DatabaseError", "PickleError", "UsageError"}
 CLASSES = OURS | BUILTIN | OTHER
 
 #: Functions that build an error around a text that each of their callers gives, and which argument
@@ -100,8 +100,12 @@ NOT_TOLD = {
         "parse_json",
         "ValueError",
     ): "caught by each caller, which has a sentence for it",
-    ("_cli.import_markers", "_Unpickler.find_class", "UnpicklingError"): "quoted by _unpickle()",
-    ("_cli.import_markers", "_reconstruct", "UnpicklingError"): "quoted by _unpickle()",
+    ("_cli.pickles", "read_pickle", "PickleError"): "quoted by the reader of shelves",
+    ("_cli.pickles", "_rebuild", "PickleError"): "quoted by the reader of shelves",
+    ("_cli.pickles", "find", "PickleError"): "quoted by the reader of shelves",
+    ("_cli.pickles", "_Machine._build", "PickleError"): "quoted by the reader of shelves",
+    ("_cli.pickles", "_Machine.result", "PickleError"): "quoted by the reader of shelves",
+    ("_cli.pickles", "_call", "PickleError"): "quoted by the reader of shelves",
     ("auth", "AuthenticatorBase._post_with", "_unreachable"): "the sentence of _http.post",
     ("exceptions", "translate", "ServerError"): "aiocometd's sentence; str() adds the rest",
     ("replay", "date_and_id", "KeyError"): "caught by the caller: the event takes the long way",

@@ -158,6 +158,37 @@ def test_nothing_in_a_shelf_is_executed(tmp_path: Path, value: str) -> None:
     assert not target.exists()
 
 
+def raw_shelf_of(path: Path, content: bytes) -> Path:
+    """Make a shelf with one value that no honest program has written."""
+    with dbm.dumb.open(str(path), "c") as files:
+        files[b"/u/Marker"] = content
+    return path
+
+
+async def test_what_a_value_holds_is_never_written_out(tmp_path: Path) -> None:
+    # 40 levels of pairs of the same pair: its text would have a million million characters.
+    doubled = b"K\x01" + b"".join(b"q%ch%c\x86" % (level, level) for level in range(40))
+    for content in (doubled + b"K\x05\x86.", b"K\x05" + doubled + b"\x86.", doubled + b"."):
+        source = raw_shelf_of(tmp_path / "markers", content)
+        imported = await import_markers(source, MappingStorage({}))
+        assert (imported.stored, imported.skipped) == ({}, ["/u/Marker"])
+
+
+def test_a_shelf_changes_no_class(tmp_path: Path) -> None:
+    before = dict(vars(ReplayMarker))
+    named = b"caiosfstream.replay\nReplayMarker\n"
+    source = raw_shelf_of(tmp_path / "markers", named + b"}X\x03\x00\x00\x00barK\x01sb.")
+    with pytest.raises(ReplayError, match="opcode BUILD"):
+        read_markers(source)
+    assert dict(vars(ReplayMarker)) == before
+
+
+def test_a_shelf_that_lies_about_its_sizes_is_an_error(old_shelf: Path) -> None:
+    old_shelf.with_suffix(".dir").write_text(f"'/event/Low_Ink__e', (0, {2**62})\n")
+    with pytest.raises(ReplayError, match="cannot be read"):
+        read_markers(old_shelf)
+
+
 def test_a_damaged_shelf_is_an_error(old_shelf: Path) -> None:
     content = old_shelf.with_suffix(".dat")
     content.write_bytes(content.read_bytes()[:40])

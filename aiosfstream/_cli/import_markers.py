@@ -5,20 +5,19 @@ from __future__ import annotations
 import argparse
 import dbm
 import importlib
-import io
 import json
 import logging
 import os
-import pickle
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from ..exceptions import ReplayError
-from ..replay import ReplayMarker, ReplayMarkerStorage, _as_marker, should_store
+from ..replay import ReplayMarker, ReplayMarkerStorage, should_store
 from .console import say
+from .pickles import PickleError, read_pickle
 
 __all__ = ["Imported", "import_markers", "read_markers", "run_import"]
 
@@ -171,38 +170,10 @@ def _look_for_others(path: Path, kind: str, *, empty: bool) -> None:
     LOGGER.warning("%s The one by %s is imported; look into the other.", sentence, kind)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Makes markers and plain values, and calls nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Give the class of markers, in whichever module the writer had it.
-
-        :param module: the module that the pickle names
-        :param name: the name in it
-        :return: the class
-        :raises UnpicklingError: for anything else
-        """
-        if name == "ReplayMarker":
-            return ReplayMarker
-        # How the two oldest protocols make a tuple's subclass.
-        if (module, name) in {("copyreg", "_reconstructor"), ("copy_reg", "_reconstructor")}:
-            return _reconstruct
-        if name == "tuple" and module in {"builtins", "__builtin__"}:
-            return tuple
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no replay marker")
-
-
-def _reconstruct(cls: type[Any], base: type[Any], state: Iterable[Any]) -> ReplayMarker:
-    if cls is not ReplayMarker or base is not tuple:
-        raise pickle.UnpicklingError("it is no replay marker")
-    return ReplayMarker(*state)
-
-
 def _unpickle(path: Path, content: bytes) -> Any:
     try:
-        return _Unpickler(io.BytesIO(content)).load()
-    except Exception as error:
-        # What a pickle of anything can raise has no bounds.
+        return read_pickle(content)
+    except PickleError as error:
         raise ReplayError(
             f"The shelf {str(path)!r} holds something else than replay markers: {error}. Import a shelf that a"
             " client has kept markers in."
@@ -210,11 +181,18 @@ def _unpickle(path: Path, content: bytes) -> Any:
 
 
 def _understood(value: Any) -> ReplayMarker | None:
+    """Give the marker for a marker, a date and a replay id, or a replay id alone; None for anything else."""
     if isinstance(value, dict):
-        value = (value.get("date"), value.get("replay_id"))
-    marker = _as_marker(value)
-    valid = marker is not None and isinstance(marker.replay_id, (int, str, float))
-    return marker if valid else None
+        date, replay_id = value.get("date"), value.get("replay_id")
+    elif isinstance(value, (tuple, list)) and len(value) == 2:
+        date, replay_id = value
+    else:
+        date, replay_id = None, value
+    # A container may be as deep, and a text of it as long, as a hostile file likes.
+    known = isinstance(date, (str, int, type(None))) and isinstance(replay_id, (int, str, float))
+    if not known or isinstance(replay_id, bool):
+        return None
+    return ReplayMarker("" if date is None else str(date), cast(int, replay_id))
 
 
 async def run_import(options: argparse.Namespace) -> int:
