@@ -62,7 +62,8 @@ def _rebuild(kind: Any, base: Any, fields: Any) -> ReplayMarker:
     """Make a marker in the way of the two oldest protocols."""
     if kind is not make_marker or base is not _as_tuple:
         raise PickleError("it is no replay marker")
-    return make_marker(*fields)
+    date, replay_id = fields
+    return ReplayMarker(date, replay_id)
 
 
 def _as_tuple() -> None:
