@@ -6,29 +6,37 @@ Facts about the flows come from Salesforce's help pages on OAuth and from its RE
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import hmac
 import inspect
-import ipaddress
 import json
 import logging
 import re
 import time
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
-from email.utils import parsedate_to_datetime
-from functools import lru_cache
 from typing import Any, Final
-from urllib.parse import SplitResult, quote, quote_plus, urlencode, urlsplit
+from urllib.parse import quote, quote_plus, urlencode
 
 import aiohttp
 from aiocometd.extensions import AuthExtension
 from aiocometd.typing import Headers, Payload, SSLValidationMode
 
 from ._http import post as _http
+from ._oauth.advice import advise
+from ._oauth.answers import clock_lag, is_expired, is_signed
+from ._oauth.flight import in_time, retrieve, wait_patiently
+from ._oauth.keys import load_private_key
+from ._oauth.urls import (
+    LOGIN_URL,
+    SANDBOX_LOGIN_URL,
+    TOKEN_PATH,
+    audience_of,
+    host_of,
+    is_base_url,
+    is_secure,
+    normalize_login_url,
+)
 from .exceptions import AuthenticationError, TransportError
 
 __all__ = [
@@ -44,10 +52,6 @@ __all__ = [
 
 LOGGER = logging.getLogger(__name__)
 
-LOGIN_URL: Final = "https://login.salesforce.com"
-SANDBOX_LOGIN_URL: Final = "https://test.salesforce.com"
-TOKEN_PATH: Final = "/services/oauth2/token"
-AUTHORIZE_PATH: Final = "/services/oauth2/authorize"
 #: Where production and Developer Edition orgs log in.
 TOKEN_URL: Final = LOGIN_URL + TOKEN_PATH
 #: Where sandboxes log in.
@@ -79,7 +83,6 @@ _NETWORK_ERRORS: Final = (
     TransportError,
     ValueError,
 )
-_BAD_KEY: Final = "private_key should be an RSA private key in PEM format, without a passphrase"
 #: Statuses that say that there is no token endpoint at the URL.
 _WRONG_URL: Final = (404, 405, 410)
 
@@ -262,18 +265,18 @@ class AuthenticatorBase(AuthExtension):
         the caller stays until it has ended, since it may use the session that the caller lends.
         """
         task = loop.create_task(self._log_in(), name="aiosfstream log-in")
-        task.add_done_callback(_retrieve)
+        task.add_done_callback(retrieve)
         flight = self._flight = _Flight(task)
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError:
             if self._finish_when_cancelled or flight.followers:
-                await _wait_patiently(task, GRACE)
+                await wait_patiently(task, GRACE)
             raise
         finally:
             if not task.done():
                 task.cancel()
-                await _wait_patiently(task, GRACE)
+                await wait_patiently(task, GRACE)
             if self._flight is flight:
                 self._flight = None
         if task.cancelled():
@@ -284,7 +287,7 @@ class AuthenticatorBase(AuthExtension):
         try:
             asking = self._authenticate()
             if not self._waits_for_nothing():
-                asking = _in_time(asking, self.request_timeout)
+                asking = in_time(asking, self.request_timeout)
             outcome: Any = await asking
         except AuthenticationError:
             raise
@@ -346,7 +349,7 @@ class AuthenticatorBase(AuthExtension):
             )
         if not _TOKEN_TYPE.fullmatch(fields["token_type"]):
             raise self._useless("its token_type is no word; check login_url")
-        if not _is_base_url(instance_url):
+        if not is_base_url(instance_url):
             raise self._useless("its instance_url is not the https URL of a host; check login_url")
         self._verify(reply)
         self._reset()
@@ -431,7 +434,7 @@ class AuthenticatorBase(AuthExtension):
         """
         if not is_secure(self._token_url):
             raise AuthenticationError(
-                f"Authentication failed: the token URL at {_host_of(self._token_url)} is not an https URL,"
+                f"Authentication failed: the token URL at {host_of(self._token_url)} is not an https URL,"
                 " nothing was sent there; set another login_url"
             )
         session, ssl = _LENT.get() or (None, None)
@@ -455,7 +458,7 @@ class AuthenticatorBase(AuthExtension):
             raise self._unreachable(
                 str(answer.error), retryable=answer.trouble is not _http.Trouble.REJECTED
             ) from answer.error
-        lag = _clock_lag(answer.headers.get("Date", ""))
+        lag = clock_lag(answer.headers.get("Date", ""))
         self._clock_lag = self._clock_lag if lag is None else lag
         try:
             reply = _http.parse_json(answer.body, self.json_loads)
@@ -471,7 +474,7 @@ class AuthenticatorBase(AuthExtension):
         what, step = f"answered with HTTP status {status} and no JSON object", "try again later"
         retryable = not (300 <= status < 400 or status in _WRONG_URL)
         if 300 <= status < 400:
-            host = _host_of(answer.headers.get("Location", ""))
+            host = host_of(answer.headers.get("Location", ""))
             what = (
                 f"sends elsewhere, with HTTP status {status} to host {host!r}, where the credentials do"
                 " not go unasked"
@@ -677,7 +680,7 @@ class RefreshTokenAuthenticator(SecretMixin):
         try:
             outcome = callback(self.refresh_token)
             if inspect.isawaitable(outcome):
-                await _in_time(outcome, self.request_timeout)
+                await in_time(outcome, self.request_timeout)
         except Exception as error:
             raise AuthenticationError(
                 "Authentication failed: on_token_refreshed could not store the new refresh token"
@@ -769,7 +772,7 @@ class JWTBearerAuthenticator(AuthenticatorBase):
         #: The user.
         self.username = username
         self._audience = audience or audience_of(self._login_url, sandbox=sandbox)
-        self._key = _load_private_key(private_key)
+        self._key = load_private_key(private_key)
         self._assertion = ""
 
     def __repr__(self) -> str:
@@ -784,7 +787,7 @@ class JWTBearerAuthenticator(AuthenticatorBase):
 
     async def _authenticate(self) -> tuple[int, dict[str, Any]]:
         status, reply = await self._assert(time.time())
-        if _is_expired(reply) and self._clock_lag is not None:
+        if is_expired(reply) and self._clock_lag is not None:
             status, reply = await self._assert(time.time() + self._clock_lag)
             if status == 200:
                 LOGGER.warning(
@@ -816,7 +819,7 @@ class JWTBearerAuthenticator(AuthenticatorBase):
 
     def _refusal(self, status: int, reply: dict[str, Any]) -> AuthenticationError:
         refusal = super()._refusal(status, reply)
-        if _is_expired(reply):
+        if is_expired(reply):
             refusal.args = (f"{refusal} {self._clock_advice()}".rstrip(),)
         return refusal
 
@@ -932,320 +935,5 @@ class AccessTokenAuthenticator(AuthenticatorBase):
         return super()._failure(error)
 
 
-def normalize_login_url(url: str, name: str = "login_url") -> str:
-    """Give the base of the OAuth endpoints for what a user calls their login URL.
-
-    :param url: a host or URL, with or without scheme, path and trailing slash
-    :param name: what an error calls it
-    :return: scheme, host and path without a slash at the end
-    :raises ValueError: if it cannot be logged in at
-    """
-    return _normalized(url.strip() if isinstance(url, str) else "", name)
-
-
-# Thousands of clients have the same few URLs.
-@lru_cache(maxsize=64)
-def _normalized(text: str, name: str) -> str:
-    """Do for :func:`normalize_login_url` what can be remembered."""
-    parts = _split(text if "://" in text else f"https://{text}")
-    if not text or parts is None:
-        raise ValueError(
-            f"{name} should be a host or a URL, such as 'https://MyDomainName.my.salesforce.com'"
-        )
-    # Not quoted: what stands there may be a password.
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise ValueError(f"{name} should be a host with nothing but a path: no user, no query")
-    if not is_secure(text if "://" in text else f"https://{text}"):
-        raise ValueError(
-            f"{name} should be an https URL, since credentials go there: {text!r:.200}"
-        )
-    host = parts.hostname or ""
-    better = _my_domain_of(host)
-    if better is not None:
-        raise ValueError(
-            f"{name} should not be {host}, which serves the user interface only: use {better}"
-        )
-    path = parts.path.rstrip("/").removesuffix(TOKEN_PATH).removesuffix(AUTHORIZE_PATH).rstrip("/")
-    return f"{parts.scheme}://{parts.netloc.lower()}{path}"
-
-
-def _split(url: str) -> SplitResult | None:
-    """Split a URL, or give None for what is none."""
-    if not re.fullmatch(r"[!-~]+", url):
-        return None
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname or "", parts.port
-    except ValueError:
-        return None
-    return parts if re.fullmatch(r"[a-z0-9._-]+|[0-9a-f:.]+", host) else None
-
-
-def _my_domain_of(host: str) -> str | None:
-    """Give the host to use instead of one of the user interface."""
-    for suffix in (".lightning.force.com", ".my.salesforce-setup.com", ".salesforce-setup.com"):
-        if host.endswith(suffix):
-            return host.removesuffix(suffix) + ".my.salesforce.com"
-    return None
-
-
-def is_secure(url: str) -> bool:
-    """Say whether a token or password may be sent to *url*: https, or this machine.
-
-    :param url: a URL
-    """
-    parts = _split(url)
-    if parts is None:
-        return False
-    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
-
-
 def _is_header_safe(token: str) -> bool:
     return _TOKEN.fullmatch(token) is not None
-
-
-@lru_cache(maxsize=64)
-def _is_base_url(url: str) -> bool:
-    """Say whether the path of an API can be put behind *url*, and a token be sent there."""
-    parts = _split(url)
-    return (
-        parts is not None
-        and is_secure(url)
-        and "@" not in parts.netloc
-        and "?" not in url
-        and "#" not in url
-    )
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether *host* is this machine.
-
-    :param host: a host name or address
-    """
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _host_of(url: str) -> str:
-    parts = _split(url)
-    return (parts.hostname if parts is not None else None) or "unknown"
-
-
-def audience_of(login_url: str, *, sandbox: bool = False) -> str:
-    """Give the audience of a JWT assertion.
-
-    A My Domain URL is not documented as one: login.salesforce.com stands for those of production,
-    test.salesforce.com for those of sandboxes and scratch orgs. An Experience Cloud site, on Salesforce's
-    domain or one of its own, is its own audience.
-
-    :param login_url: a normalized login URL
-    :param sandbox: whether the org is known to be a sandbox
-    :return: the ``aud`` claim
-    """
-    parts = urlsplit(login_url)
-    host = parts.hostname or ""
-    is_org = host.endswith(".salesforce.com") or is_loopback(host)
-    if parts.path or not is_org:
-        return login_url
-    name, *kind = host.split(".")
-    is_named_so = kind[:2] in (["sandbox", "my"], ["scratch", "my"])
-    # Before enhanced domains a sandbox had no label of its own, just its name behind two dashes.
-    if sandbox or host == "test.salesforce.com" or is_named_so or "--" in name:
-        return SANDBOX_LOGIN_URL
-    return LOGIN_URL
-
-
-def is_signed(reply: Mapping[str, Any], secret: str) -> bool:
-    """Say whether an answer of the token endpoint is signed with the consumer secret.
-
-    The signature is the base64 form of an HMAC with SHA-256 over ``id`` and ``issued_at`` (REST API
-    Developer Guide, "Understanding the Username-Password OAuth Authentication Flow").
-
-    :param reply: the answer
-    :param secret: the consumer secret
-    """
-    signed = [reply.get(name) for name in ("id", "issued_at", "signature")]
-    if not all(isinstance(value, str) for value in signed):
-        return False
-    identity, issued_at, signature = (str(value).encode(errors="replace") for value in signed)
-    digest = hmac.new(secret.encode(), identity + issued_at, hashlib.sha256).digest()
-    return hmac.compare_digest(base64.b64encode(digest), signature)
-
-
-def _is_expired(reply: Mapping[str, Any]) -> bool:
-    """Say whether a JWT assertion had expired when it arrived."""
-    return "expired authorization code" in str(reply.get("error_description")).lower()
-
-
-def _clock_lag(date: str) -> float | None:
-    """Say how many seconds a server's clock, as in its ``Date`` header, is ahead of ours."""
-    try:
-        return parsedate_to_datetime(date).timestamp() - time.time()
-    except (ValueError, TypeError, OverflowError, IndexError):
-        return None
-
-
-#: What to do about errors that pass, by the token endpoint's code.
-_TEMPORARY: Final = {
-    "rate_limit_exceeded": "There were too many log-ins (Salesforce allows 3,600 an hour and user):"
-    " wait, up to an hour.",
-    "server_error": "Salesforce has a problem: try again later.",
-    "service_unavailable": "Salesforce is not available: try again later.",
-    "system_down": "Salesforce is down: try again later.",
-    "slow_down": "There were too many requests: try again later.",
-    "unknown_error": "Salesforce does not say why: try again later.",
-}
-
-#: What to do about errors that stay, by the token endpoint's explanation: the first that fits.
-_ADVICE: Final = (
-    (
-        r"authentication failure",
-        "Check the username, the password with the security token behind it, and that it is the right org:"
-        " a sandbox logs in at test.salesforce.com or its own My Domain. Orgs created in Summer '23 or later"
-        " block the username-password flow: use another one, or allow it in Setup > OAuth and OpenID Connect"
-        " Settings. The user's Login History has the true reason.",
-    ),
-    (
-        r"ip restricted|login hours",
-        "The user may not log in from this address or at this time: check the login IP ranges and login hours"
-        " of the user's profile, and the app's IP relaxation policy.",
-    ),
-    (
-        r"expired access/refresh token",
-        "The refresh token has expired, was revoked or was replaced by a newer one. A user has five approvals"
-        " an app, the oldest goes first. Somebody has to authorize the app again: aiosfstream login.",
-    ),
-    (
-        r"hasn.t approved|not approved|user is not admin approved",
-        'Pre-authorize the user: in the app\'s policies choose "Admin approved users are pre-authorized" and'
-        " add a profile or permission set of the user.",
-    ),
-    (
-        r"audience",
-        "The assertion's audience has to be https://login.salesforce.com, https://test.salesforce.com for a"
-        " sandbox, or the Experience Cloud site's URL: check sandbox, login_url and audience.",
-    ),
-    (
-        r"expired authorization code",
-        "The assertion or code had expired when it arrived: check this machine's clock.",
-    ),
-    (
-        r"invalid assertion|signature",
-        "Check that the private key belongs to the certificate that was uploaded to the app, and that"
-        " consumer key and username are right.",
-    ),
-    (
-        r"not supported on this domain",
-        "This flow needs the org's My Domain: login_url='https://MyDomainName.my.salesforce.com'.",
-    ),
-    (
-        r"no client credentials user",
-        'Choose the user that the client credentials flow runs as ("Run As") in the app\'s policies.',
-    ),
-    (
-        r"inactive user|user is inactive",
-        "The user is deactivated or frozen: an administrator can activate it.",
-    ),
-    (
-        r"inactive org",
-        "The org is locked, closed or suspended: ask Salesforce.",
-    ),
-)
-
-#: What to do about errors that stay and have no telling explanation, by the token endpoint's code.
-_ADVICE_BY_CODE: Final = {
-    "invalid_client_id": "Check the consumer key, and that it is the app's org; a new app can take ten minutes"
-    " to be known.",
-    "invalid_client": "Check the consumer secret; that of a new app can take ten minutes to be known.",
-    "invalid_client_credentials": "Check the consumer secret.",
-    "invalid_request": "Check login_url: the token endpoint did not understand the request.",
-    "unsupported_grant_type": "Check login_url and the app: this flow is not offered there.",
-    "invalid_scope": 'Add the scope "Manage user data via APIs (api)" to the app.',
-    "invalid_app_access": "Give the user access to the app, in its policies.",
-    "app_blocked": "An administrator has blocked the app in this org and can unblock it.",
-    "app_not_found": "Install the app in this org.",
-    "oauth_flow_disabled": "Enable the flow in the app's settings, or in Setup > OAuth and OpenID Connect"
-    " Settings.",
-    "oauth_policy_not_found": "Install the app in this org: it has no OAuth policies there.",
-    "inactive_user": "The user is deactivated or frozen: an administrator can activate it.",
-    "inactive_org": "The org is locked, closed or suspended: ask Salesforce.",
-    "access_denied": "The user did not allow it, or may not use the app.",
-    "redirect_uri_mismatch": "Add the redirect's URL to the app's callback URLs, letter by letter.",
-}
-
-
-_LOOK_IT_UP: Final = (
-    'Check login_url, the app and the user; Salesforce Help explains the codes under "OAuth 2.0'
-    ' Authorization Errors".'
-)
-
-
-def advise(error: str, description: str, status: int) -> tuple[str, bool]:
-    """Say what to do about a refusal, and whether trying again later can help.
-
-    The codes are those of Salesforce's token endpoint, the explanations the ones seen with
-    ``invalid_grant`` (Salesforce Help, "OAuth 2.0 Authorization Errors", and reports of users).
-
-    :param error: the token endpoint's error code
-    :param description: its explanation
-    :param status: the HTTP status
-    :return: a sentence, and whether the same request may succeed later
-    """
-    if error in _TEMPORARY:
-        return _TEMPORARY[error], True
-    # Which code comes with it is not documented.
-    if re.search(r"(?<![a-z])rate(?![a-z])", f"{error} {description}", re.I):
-        return _TEMPORARY["rate_limit_exceeded"], True
-    for pattern, advice in _ADVICE:
-        if re.search(pattern, description, re.I):
-            return advice, False
-    if status >= 500 or status in (408, 429):
-        return _ADVICE_BY_CODE.get(error, "Try again later."), True
-    return _ADVICE_BY_CODE.get(error, _LOOK_IT_UP), False
-
-
-def _load_private_key(private_key: str | bytes) -> Any:
-    try:
-        from cryptography.exceptions import UnsupportedAlgorithm
-        from jwt.algorithms import RSAAlgorithm
-        from jwt.exceptions import PyJWTError
-    except ImportError as error:
-        raise ImportError(
-            "JWTBearerAuthenticator needs PyJWT with cryptography: pip install 'aiosfstream[jwt]'"
-        ) from error
-    try:
-        key = RSAAlgorithm(RSAAlgorithm.SHA256).prepare_key(private_key)
-    except (PyJWTError, UnsupportedAlgorithm, TypeError, ValueError):
-        # Not chained: the cause might quote the key.
-        raise ValueError(_BAD_KEY) from None
-    # A public key is taken as well, to verify with.
-    if not hasattr(key, "private_numbers"):
-        raise ValueError(_BAD_KEY)
-    return key
-
-
-async def _in_time(awaitable: Awaitable[Any], seconds: float) -> Any:
-    """Await the application's code for so long and no longer."""
-    # Until Python 3.11 `wait_for` lets go of what fails while it is being cancelled.
-    future = asyncio.ensure_future(awaitable)
-    future.add_done_callback(_retrieve)
-    return await asyncio.wait_for(future, seconds)
-
-
-def _retrieve(future: asyncio.Future[Any]) -> None:
-    """Take note of an exception that nobody may wait for any more."""
-    if not future.cancelled():
-        future.exception()
-
-
-async def _wait_patiently(task: asyncio.Task[None], timeout: float) -> None:
-    """Wait for *task*, whether or not the caller is cancelled once more meanwhile."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout
-    while not task.done() and (left := deadline - loop.time()) > 0:
-        with suppress(asyncio.CancelledError):
-            await asyncio.wait({task}, timeout=left)

@@ -39,17 +39,10 @@ from aiosfstream import (
     auth,
 )
 from aiosfstream._cli.login import CodeExchange
-from aiosfstream.auth import (
-    SANDBOX_TOKEN_URL,
-    TOKEN_URL,
-    advise,
-    audience_of,
-    is_loopback,
-    is_secure,
-    is_signed,
-    lend_session,
-    normalize_login_url,
-)
+from aiosfstream._oauth.advice import advise
+from aiosfstream._oauth.answers import is_signed
+from aiosfstream._oauth.urls import audience_of, is_loopback, is_secure, normalize_login_url
+from aiosfstream.auth import SANDBOX_TOKEN_URL, TOKEN_URL, lend_session
 from tests.support import soon, until
 
 KEY, SECRET, USER, PASSWORD = "consumer-key", "consumer-secret", "user@example.com", "p+&%=é 1"

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from aiosfstream import auth, exceptions
+from aiosfstream import exceptions
 from aiosfstream._http import post as _http
+from aiosfstream._oauth import advice
 from aiosfstream.storages import sqlite
 
 PACKAGE = Path(__file__).parent.parent / "aiosfstream"
@@ -379,10 +380,10 @@ ADVISING = [
     *(_http._NEXT_STEPS.values()),
     *(text for _, text in exceptions._ADVICE),
     exceptions._LOOK_IT_UP,
-    *(text for _, text in auth._ADVICE),
-    *auth._ADVICE_BY_CODE.values(),
-    *auth._TEMPORARY.values(),
-    auth._LOOK_IT_UP,
+    *(text for _, text in advice._ADVICE),
+    *advice._ADVICE_BY_CODE.values(),
+    *advice._TEMPORARY.values(),
+    advice._LOOK_IT_UP,
     *sqlite._ADVICE.values(),
 ]
 

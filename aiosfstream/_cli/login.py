@@ -21,7 +21,9 @@ from urllib.parse import urlencode
 
 from aiohttp import web
 
-from ..auth import AUTHORIZE_PATH, SecretMixin, advise, normalize_login_url
+from .._oauth.advice import advise
+from .._oauth.urls import AUTHORIZE_PATH, normalize_login_url
+from ..auth import SecretMixin
 from ..exceptions import AuthenticationError
 from .console import UsageError, say
 

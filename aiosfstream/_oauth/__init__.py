@@ -1,0 +1,1 @@
+"""OAuth: what the flows have in common."""
