@@ -63,7 +63,8 @@ ARROWS: dict[str, set[str]] = {
         "_http.post",
         "exceptions",
     },
-    "replay": {"exceptions"},
+    "_in_flight": set(),
+    "replay": {"_in_flight", "exceptions"},
     "client": {
         "auth",
         "replay",
