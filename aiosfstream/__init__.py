@@ -33,6 +33,7 @@ from .exceptions import (
 from .replay import (
     ConstantReplayId,
     DefaultMappingStorage,
+    DurableStorage,
     MappingStorage,
     ReplayMarker,
     ReplayMarkerStorage,
@@ -58,6 +59,7 @@ __all__ = [
     "ConnectionEventKind",
     "ConstantReplayId",
     "DefaultMappingStorage",
+    "DurableStorage",
     "HandlerFailure",
     "Handlers",
     "JWTBearerAuthenticator",

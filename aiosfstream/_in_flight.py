@@ -3,39 +3,66 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections import deque
+from typing import Protocol
 
 from aiocometd.typing import JsonObject
 
+__all__ = ["InFlight", "Place", "Rules"]
 
-class _Place:
+LOGGER = logging.getLogger("aiosfstream.replay")
+
+
+class Rules(Protocol):
+    """What a storage decides about messages in flight."""
+
+    def key_of(self, message: JsonObject) -> str:
+        """Give the key that the marker of *message* is stored under."""
+
+    def furthest(self, earlier: JsonObject, later: JsonObject) -> JsonObject:
+        """Give the message whose marker stays if those of both are stored, one after the other."""
+
+    def set_aside(self, message: JsonObject) -> bool:
+        """Keep a processed *message* for later if its marker is held back, and say so."""
+
+    def passed_over(self, message: JsonObject) -> None:
+        """Take note that the marker of *message* will not be stored."""
+
+    async def store(self, message: JsonObject) -> None:
+        """Store the marker of *message*."""
+
+
+class Place:
     """The place of a message among those of its channel that are being processed.
 
     :ivar message: the message
-    :ivar held: what is to be stored of the finished ones right behind it, once it has finished too
+    :ivar held: the finished message, of those right after it, whose marker is to be stored once this
+        one has finished too
     :ivar line: where the place is
     """
 
-    __slots__ = ("behind", "held", "in_front", "line", "message")
+    __slots__ = ("before", "held", "line", "message", "next")
 
-    def __init__(self, line: _Line, message: JsonObject) -> None:
+    def __init__(self, line: Line, message: JsonObject) -> None:
         self.line = line
         self.message = message
         self.held: JsonObject | None = None
-        self.in_front: _Place | None = None
-        self.behind: _Place | None = None
+        self.before: Place | None = None
+        self.next: Place | None = None
 
 
-class _Line:
+class Line:
     """The messages of one channel that are being processed, in the order of the calls.
 
-    One that has finished leaves its place, and the place in front holds what is to be stored of it.
+    One that has finished leaves its place, and the place before it holds what is to be stored of it.
     So memory grows with what is in flight and not with what waits for the slowest.
     """
 
     def __init__(self, key: str) -> None:
         self.key = key
-        # Belongs to no message: nothing stands before what this place holds.
-        self.front = self._last = _Place(self, {})
+        # Belongs to no message: nothing comes before what this place holds.
+        self.front = self._last = Place(self, {})
         self._lock: asyncio.Lock | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -44,28 +71,119 @@ class _Line:
         """Whether nothing is in flight, nor left to be stored."""
         return self._last is self.front and self.front.held is None
 
-    def join(self, message: JsonObject) -> _Place:
+    def join(self, message: JsonObject) -> Place:
         """Give *message* the last place."""
-        place = _Place(self, message)
-        place.in_front, self._last.behind = self._last, place
+        place = Place(self, message)
+        place.before, self._last.next = self._last, place
         self._last = place
         return place
 
-    def leave(self, place: _Place) -> _Place:
-        """Take *place* out, and give the one that stood in front of it."""
-        in_front, behind = place.in_front, place.behind
-        assert in_front is not None
-        in_front.behind = behind
-        if behind is None:
-            self._last = in_front
+    def leave(self, place: Place) -> Place:
+        """Take *place* out, and give the one before it."""
+        before, following = place.before, place.next
+        assert before is not None
+        before.next = following
+        if following is None:
+            self._last = before
         else:
-            behind.in_front = in_front
-        place.in_front = place.behind = None
-        return in_front
+            following.before = before
+        place.before = place.next = None
+        return before
 
     def turn(self) -> asyncio.Lock:
-        """Give the running loop's lock for storing: an earlier store must not end behind a later."""
+        """Give the running loop's lock for storing: an earlier store must not end after a later one."""
         loop = asyncio.get_running_loop()
         if self._lock is None or self._loop is not loop:
             self._loop, self._lock = loop, asyncio.Lock()
         return self._lock
+
+
+class InFlight:
+    """The messages of one storage that are being processed.
+
+    Each method takes the rules of the storage, so that this object keeps nothing alive.
+    """
+
+    def __init__(self) -> None:
+        self.lines: dict[str, Line] = {}
+        self.abandoned: deque[Place] = deque()
+
+    def messages(self) -> set[int]:
+        """Give the identities of the messages in flight."""
+        found = set()
+        for line in self.lines.values():
+            place = line.front.next
+            while place is not None:
+                found.add(id(place.message))
+                place = place.next
+        return found
+
+    def start(self, rules: Rules, message: JsonObject) -> Place:
+        """Put *message* in flight, after those that are.
+
+        :param rules: of the storage
+        :param message: the message
+        """
+        self._clear_abandoned(rules)
+        key = rules.key_of(message)
+        if key not in self.lines:
+            self.lines[key] = Line(key)
+        return self.lines[key].join(message)
+
+    async def finish(self, rules: Rules, place: Place, *, succeeded: bool) -> None:
+        """Take note of the end of a block, and store the marker that this makes due.
+
+        :param rules: of the storage
+        :param place: of the message
+        :param succeeded: whether the message was processed
+        """
+        self._clear_abandoned(rules)
+        if not succeeded:
+            rules.passed_over(place.message)
+        stores = succeeded and not rules.set_aside(place.message)
+        self._leave(rules, place, place.message if stores else None)
+        await self._store_due(rules, place.line)
+
+    def abandon(self, place: Place) -> None:
+        """Take note that a message was not processed: its block was cancelled or never entered.
+
+        :param place: of the message
+        """
+        # May run in any thread and at any moment, so it touches nothing that others are changing.
+        self.abandoned.append(place)
+        LOGGER.warning(
+            "The processing of a message on %.100s was cancelled or never begun, its marker is not"
+            " stored; a new start gives it again unless a later one has been stored by then",
+            channel_of(place.message),
+        )
+
+    def _leave(self, rules: Rules, place: Place, done: JsonObject | None) -> None:
+        before = place.line.leave(place)
+        for later in (done, place.held):
+            if later is not None:
+                before.held = later if before.held is None else rules.furthest(before.held, later)
+
+    async def _store_due(self, rules: Rules, line: Line) -> None:
+        if line.front.held is not None:
+            async with line.turn():
+                due = line.front.held
+                if due is not None:
+                    await rules.store(due)
+                    # Where storing fails it stays due, and is stored with what finishes next.
+                    if line.front.held is due:
+                        line.front.held = None
+        if line.empty and self.lines.get(line.key) is line:
+            del self.lines[line.key]
+
+    def _clear_abandoned(self, rules: Rules) -> None:
+        while self.abandoned:
+            place = self.abandoned.popleft()
+            # It was not processed, so nothing that has finished already may pass it.
+            place.held = None
+            rules.passed_over(place.message)
+            self._leave(rules, place, None)
+
+
+def channel_of(message: JsonObject) -> object:
+    """Give what *message* has for a channel, whatever it is."""
+    return message.get("channel") if isinstance(message, dict) else None

@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from enum import Enum, unique
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import repeat
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar, cast
@@ -36,6 +36,12 @@ from .replay import (
     ReplayMarker,
     ReplayMarkerStorage,
     ReplayOption,
+    attach,
+    buffers,
+    direct_store_of,
+    flush,
+    overwrite_with,
+    store_marker,
 )
 
 if sys.version_info >= (3, 11):
@@ -200,7 +206,7 @@ class Client(BaseClient):
         self._poll_timeout = poll_timeout
         self._report = LOG_ONLY if observer is None else Reporter(observer)
         self._turn = Turn()
-        self._direct: Callable[[JsonObject], None] | None = None
+        self._direct: Callable[[JsonObject], bool] | None = None
         self._direct_is_known = False
         LOGGER.debug(
             "Client created with replay storage %r, replay fallback %r", storage, replay_fallback
@@ -353,7 +359,9 @@ class Client(BaseClient):
             owner=self,
             auth=self.authenticator,
             extensions=self.extensions or [],
-            before_poll=self._replay_storage.flush if self._replay_storage._buffered else None,
+            before_poll=partial(flush, self._replay_storage)
+            if buffers(self._replay_storage)
+            else None,
             report=self._report,
             request_timeout=phase,
             timeout=_timeout(phase),
@@ -361,14 +369,14 @@ class Client(BaseClient):
             json_dumps=dumps,
             json_loads=loads,
         )
-        self._replay_storage._aliases = session.aliases
+        attach(self._replay_storage, session.aliases, client=self)
         return LongPollingTransport(self.url, session, mailbox, http_session, settings)
 
     def _choose_fallback(self, channel: str, reply: JsonObject) -> Any:
         return None if self.replay_fallback is None else _plain_id(self.replay_fallback)
 
     def _overwrite_with(self, message: JsonObject) -> None:
-        self._replay_storage._overwrite_with(message)
+        overwrite_with(self._replay_storage, message)
 
     # Channels
 
@@ -465,7 +473,7 @@ class Client(BaseClient):
     async def _store_marker(self, message: JsonObject) -> None:
         """Store the marker of *message*, or make it the next message again."""
         try:
-            await self._replay_storage.extract_replay_id(message)
+            await store_marker(self._replay_storage, message)
         except BaseException as error:
             self._put_back(message)
             if isinstance(error, ReplayError) or not isinstance(error, Exception):
@@ -473,8 +481,8 @@ class Client(BaseClient):
             raise _storing_failed(message, error) from error
 
     async def _before_waiting(self) -> None:
-        if self._replay_storage._buffered:
-            await self._replay_storage.flush()
+        if buffers(self._replay_storage):
+            await flush(self._replay_storage)
 
     def __aiter__(self) -> AsyncIterator[JsonObject]:
         """Iterate over the messages until the client is closed.
@@ -487,7 +495,7 @@ class Client(BaseClient):
         """
         return self._messages() if _iterates_plainly(type(self)) else super().__aiter__()
 
-    async def _messages(self) -> AsyncIterator[JsonObject]:
+    async def _messages(self) -> AsyncIterator[JsonObject]:  # noqa: C901
         """Iterate like the inherited iterator, but take what is pending without its chain of calls.
 
         That chain is open to subclasses, mix-ins and tests, so it is cut short only as long as none
@@ -506,7 +514,7 @@ class Client(BaseClient):
             ):
                 store, items = self._direct_store(), mailbox.items
                 # A storage that commits in groups would have one group more for each stop.
-                surplus = 0 if self._replay_storage._buffered else mailbox.surplus
+                surplus = 0 if buffers(self._replay_storage) else mailbox.surplus
                 for _ in repeat(None, surplus or len(items)):
                     if (
                         store is None
@@ -520,7 +528,8 @@ class Client(BaseClient):
                     ):
                         break
                     try:
-                        store(message)
+                        if not store(message):
+                            break
                     except ReplayError:
                         raise
                     except Exception as error:
@@ -561,11 +570,11 @@ class Client(BaseClient):
         finally:
             self._turn.release()
 
-    def _direct_store(self) -> Callable[[JsonObject], None] | None:
+    def _direct_store(self) -> Callable[[JsonObject], bool] | None:
         """Give what stores a marker without waiting, or None if messages must go the long way."""
         if not self._direct_is_known:
             manual = self._replay_storage_policy is ReplayMarkerStoragePolicy.MANUAL
-            self._direct = _store_nothing if manual else self._replay_storage.direct_store()
+            self._direct = _store_nothing if manual else direct_store_of(self._replay_storage)
             self._direct_is_known = True
         return self._direct
 
@@ -664,8 +673,8 @@ def _receives_by_itself(client: Client) -> bool:
     )
 
 
-def _store_nothing(message: JsonObject) -> None:
-    pass
+def _store_nothing(_message: JsonObject) -> bool:
+    return True
 
 
 async def _let_fetching_go_on(turns: int) -> None:

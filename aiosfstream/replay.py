@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import logging
 import reprlib
+import weakref
 from abc import abstractmethod
-from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Container, Mapping, MutableMapping
 from datetime import datetime, timezone
 from enum import IntEnum, unique
-from types import MappingProxyType, TracebackType
-from typing import Any, Final, NamedTuple, cast
+from types import TracebackType
+from typing import Any, Final, NamedTuple
 
 from aiocometd.constants import MetaChannel
 from aiocometd.extensions import Extension
 from aiocometd.typing import Headers, JsonObject, Payload
 
-from ._in_flight import _Line, _Place
+from ._channels import key_of
+from ._in_flight import Place, channel_of
+from ._internals import Slot
+from ._notes import ANY, EVERYTHING, Attachment, Notes
 from .exceptions import ReplayError
 
 __all__ = [
     "ConstantReplayId",
     "DefaultMappingStorage",
     "DefaultReplayIdMixin",
+    "DurableStorage",
     "MappingStorage",
     "ReplayMarker",
     "ReplayMarkerStorage",
@@ -38,6 +42,9 @@ _HANDSHAKE: Final[str] = MetaChannel.HANDSHAKE.value
 _SUBSCRIBE: Final[str] = MetaChannel.SUBSCRIBE.value
 #: Channels that a storage has warned about; more names than this come from no sound server.
 MAX_NAMES: Final = 1000
+
+#: What a storage remembers. Subclasses need not call the constructor, and may use any name.
+_NOTES: Final = Slot("notes of a marker storage", Notes)
 
 
 @unique
@@ -73,24 +80,28 @@ def should_store(stored: ReplayMarker | None, new: ReplayMarker) -> bool:
     :param new: the marker of a message that was handed over
     :return: True if *new* is to be stored
     """
-    if stored is None or stored.date == new.date:
+    if stored is None or follows(stored, new.date, new.replay_id):
         return True
-    return _is_later_text(stored.date, new.date) or instant(stored.date) <= instant(new.date)
+    return stored.date == new.date or instant(stored.date) <= instant(new.date)
 
 
-def _is_later_text(stored: str, new: str) -> bool:
-    """Tell without parsing that a date is not earlier; False may mean that it takes parsing to tell.
+def follows(stored: ReplayMarker, date: str, _replay_id: object) -> bool:
+    """Tell without parsing that a marker takes the place of *stored*.
 
     Two dates in UTC, or two numbers, of the same length are in the order of their texts.
+
+    :param stored: the stored marker
+    :param date: the date of the new one
+    :param _replay_id: the id of the new one
+    :return: False may mean that it takes parsing to tell
     """
-    if new.__class__ is not str or stored.__class__ is not str or len(stored) != len(new):
+    before = stored[0]
+    if date.__class__ is not str or before.__class__ is not str or len(before) != len(date):
         return False
-    utc = stored[-1:] == new[-1:] == "Z" and stored[10:11] == new[10:11] == "T"
-    return (utc or (stored.isdigit() and new.isdigit())) and stored <= new
-
-
-#: Makes a marker in half the time that calling its class takes.
-make_marker: Final = tuple.__new__
+    in_form = (before[-1:] == date[-1:] == "Z" and date[10:11] == "T") or (
+        before.isdigit() and date.isdigit()
+    )
+    return in_form and before <= date
 
 
 def date_and_id(message: JsonObject) -> tuple[str, Any]:
@@ -147,10 +158,6 @@ def _iso(text: str) -> str:
     return f"{head}.{tail[:digits][:6].ljust(6, '0')}{tail[digits:]}"
 
 
-#: Stands for the next message of a channel, whichever that will be.
-_ANY: Final[JsonObject] = {}
-
-
 class ReplayMarkerStorage(Extension):
     """Remembers the marker of the last message of each channel.
 
@@ -164,37 +171,9 @@ class ReplayMarkerStorage(Extension):
     it.
     """
 
-    #: Whether :meth:`flush` has anything to do.
-    _buffered: bool = False
-    #: Delivered channel -> subscribed channel, where they differ. The client sets it.
-    _aliases: Mapping[str, str] = MappingProxyType({})
-
-    _forced_messages: dict[str, JsonObject] | None = None
-
-    # Subclasses need not call __init__, so what it would make is made when it is first needed.
-
-    @property
-    def _forced(self) -> dict[str, JsonObject]:
-        """Key -> the message whose marker is stored whatever is stored already."""
-        # Not by way of __dict__: every client's storage has this, and that would stay in memory.
-        if self._forced_messages is None:
-            self._forced_messages = {}
-        return self._forced_messages
-
-    @property
-    def _lines(self) -> dict[str, _Line]:
-        lines: dict[str, _Line] = self.__dict__.setdefault("_lines_in_flight", {})
-        return lines
-
-    @property
-    def _abandoned(self) -> deque[_Place]:
-        abandoned: deque[_Place] = self.__dict__.setdefault("_abandoned_places", deque())
-        return abandoned
-
-    @property
-    def _warned(self) -> set[tuple[str, str]]:
-        warned: set[tuple[str, str]] = self.__dict__.setdefault("_warned_of", set())
-        return warned
+    #: Where the next subscription starts, once, in place of the stored marker. The application may set
+    #: it; a client has its own ``replay_fallback``.
+    replay_fallback: ReplayOption | None = None
 
     # What a subclass writes
 
@@ -236,7 +215,7 @@ class ReplayMarkerStorage(Extension):
         :param message: a subscribe message
         :raises ReplayError: if the marker cannot be read
         """
-        key = _key(message["subscription"])
+        key = key_of(message["subscription"])
         try:
             replay_id = await self.get_replay_id(key)
         except ReplayError:
@@ -267,20 +246,23 @@ class ReplayMarkerStorage(Extension):
         :param message: an event
         :raises ReplayError: if the marker cannot be read or stored
         """
-        marker = self._marker_of(message)
+        marker = marker_of(self, message)
         if marker is None:
             return
-        key = self._subscription_of(message)
-        forced = self._is_forced(key, message)
+        notes = _NOTES.of(self)
+        key = notes.key_of(message)
         try:
-            if forced or should_store(await self.get_replay_marker(key), marker):
+            if notes.overwrites(key, message):
+                await self.set_replay_marker(key, marker)
+                notes.overwritten(key, message)
+            elif isinstance(self, DurableStorage):
+                await self.set_unless_newer(key, marker)
+            elif should_store(await self.get_replay_marker(key), marker):
                 await self.set_replay_marker(key, marker)
         except ReplayError:
             raise
         except Exception as error:
             raise _failed("stored", key, error) from error
-        if forced:
-            self._forced.pop(key, None)
 
     @staticmethod
     def get_message_date(message: JsonObject) -> str:
@@ -305,60 +287,12 @@ class ReplayMarkerStorage(Extension):
             " event.createdDate, payload.CreatedDate or a ChangeEventHeader."
         )
 
-    def _marker_of(self, message: JsonObject) -> ReplayMarker | None:
-        if not isinstance(message.get("channel"), str):
-            self._warn_once(
-                message, "names no channel: its marker is not stored, it cannot be resumed from"
-            )
-            return None
-        replay_id = _dict(message.get("data"), "event").get("replayId")
-        if replay_id is None:
-            self._warn_once(
-                message, "has no replay id: its marker is not stored, it cannot be resumed from"
-            )
-            return None
-        try:
-            date = self.get_message_date(message)
-        except ReplayError:
-            self._warn_once(message, "has no date: its marker counts as older than any other")
-            date = ""
-        return ReplayMarker(date, replay_id)
-
-    def _warn_once(self, message: JsonObject, what: str) -> None:
-        key = (str(message.get("channel")), what)
-        if key not in self._warned and len(self._warned) < MAX_NAMES:
-            self._warned.add(key)
-            LOGGER.warning("A message on %.100s %s", *key)
-
-    def _subscription_of(self, message: JsonObject) -> str:
-        channel = message.get("channel")
-        return (self._aliases.get(channel) or _key(channel)) if isinstance(channel, str) else ""
-
-    def _overwrite_with(self, message: JsonObject) -> None:
-        """Store the marker of this message, when it comes, whatever is stored."""
-        self._forced[self._subscription_of(message)] = message
-
-    def _is_forced(self, key: str, message: JsonObject) -> bool:
-        waiting = self._forced.get(key) if self._forced else None
-        return waiting is not None and (waiting is _ANY or waiting == message)
-
-    async def flush(self) -> None:
-        """Store what is still buffered.
-
-        :raises ReplayError: if that fails; it stays buffered
-        """
-
-    def direct_store(self) -> Callable[[JsonObject], None] | None:
-        """Give a function that stores a message's marker without waiting, with the same result.
-
-        :return: the function, or None where only :meth:`extract_replay_id` will do
-        """
-        return None
-
     # Storing after processing
 
-    def __call__(self, message: Mapping[str, Any]) -> ReplayMarkerStorageContextManager:
-        """Store the marker of *message* behind its processing::
+    # Any, so that a TypedDict and the narrower parameter of a subclass are both sound for type checkers.
+
+    def __call__(self, message: Any) -> ReplayMarkerStorageContextManager:
+        """Store the marker of *message* after its processing::
 
             async with client.replay_storage(message):
                 ...  # process it
@@ -372,102 +306,338 @@ class ReplayMarkerStorage(Extension):
         :param message: the message, in flight from this call on
         :return: a context manager to be entered once
         """
-        # A TypedDict is a Mapping for type checkers, and no dict.
-        return ReplayMarkerStorageContextManager(self, cast(JsonObject, message))
+        return ReplayMarkerStorageContextManager(self, message)
 
-    def _start(self, message: JsonObject) -> _Place:
-        self._clear_abandoned()
-        key = self._subscription_of(message)
-        if key not in self._lines:
-            self._lines[key] = _Line(key)
-        return self._lines[key].join(message)
 
-    async def _finish(self, place: _Place, *, succeeded: bool) -> None:
-        """Note the end of a block and store the marker that this makes due."""
-        self._clear_abandoned()
-        if not succeeded:
-            self._note_failure(place)
-        self._leave(place, place.message if succeeded else None)
-        await self._store_due(place.line)
+class DurableStorage(ReplayMarkerStorage):
+    """Base of storages that can do more for a client than read and write a marker.
 
-    def _note_failure(self, place: _Place) -> None:
-        # The stored marker is of no use all the same, so the next message replaces it.
-        if self._is_forced(place.line.key, place.message):
-            self._forced[place.line.key] = _ANY
+    A storage whose markers outlive the program, or that several programs use at once, should derive
+    from this class and override what it can do better::
 
-    def _leave(self, place: _Place, done: JsonObject | None) -> None:
-        in_front = place.line.leave(place)
-        in_front.held = self._furthest(in_front.held, self._furthest(done, place.held))
+        class MyStorage(DurableStorage):
+            async def get_replay_marker(self, subscription): ...
+            async def set_replay_marker(self, subscription, replay_marker): ...
+            async def set_unless_newer(self, subscription, replay_marker): ...
+    """
 
-    def _furthest(self, earlier: JsonObject | None, later: JsonObject | None) -> JsonObject | None:
-        """Give the one of two messages whose marker stays if both are stored one after the other."""
-        if earlier is None or later is None:
-            return earlier or later
-        key = self._subscription_of(later)
-        if self._is_forced(key, later):
-            return later
-        first, second = self._marker_of(earlier), self._marker_of(later)
-        if second is None or (first is not None and not should_store(first, second)):
-            return earlier
-        if self._is_forced(key, earlier):
-            self._forced[key] = later
+    #: Whether markers may wait in memory until :meth:`flush` is called.
+    buffers: bool = False
+
+    async def set_unless_newer(self, subscription: str, replay_marker: ReplayMarker) -> None:
+        """Store a marker, unless the stored one is newer: the rule is :func:`should_store`.
+
+        The inherited method reads first and then writes, so two programs that store at once can move a
+        marker back. Override it where the database can compare and store in one step.
+
+        :param subscription: the channel, without a PushTopic filter's query
+        :param replay_marker: the marker
+        """
+        if should_store(await self.get_replay_marker(subscription), replay_marker):
+            await self.set_replay_marker(subscription, replay_marker)
+
+    async def flush(self) -> None:
+        """Store what waits in memory.
+
+        A client calls it before each request, before ``receive()`` waits, and when it is closed.
+
+        :raises ReplayError: if that fails; it goes on waiting
+        """
+
+    async def open_for(self, org_id: str | None) -> None:
+        """Get ready, for the markers of one org. A client calls it at each opening.
+
+        :param org_id: the id of the org, of 15 or 18 characters; None if it is not known
+        :raises ReplayError: if the storage cannot be used, or has markers of another org
+        """
+
+    def direct_store(self) -> Callable[[JsonObject], bool] | None:
+        """Give a function that stores the marker of an ordinary message without waiting.
+
+        It returns whether it has done so. If not, the message goes the long way, through
+        :meth:`extract_replay_id`, which must have the same result.
+
+        :return: the function, or None where only the long way will do
+        """
+        return None
+
+
+class _Rules:
+    """What a storage decides about the messages of its clients."""
+
+    def __init__(self, storage: ReplayMarkerStorage) -> None:
+        self._storage = storage
+        self._notes = _NOTES.of(storage)
+
+    def key_of(self, message: JsonObject) -> str:
+        """Give the key that the marker of *message* is stored under."""
+        return self._notes.key_of(message)
+
+    def furthest(self, earlier: JsonObject, later: JsonObject) -> JsonObject:
+        """Give the message whose marker stays if those of both are stored, one after the other."""
+        key, notes = self._notes.key_of(later), self._notes
+        if not notes.overwrites(key, later):
+            first, second = marker_of(self._storage, earlier), marker_of(self._storage, later)
+            if second is None or (first is not None and not should_store(first, second)):
+                notes.hand_on(key, later, earlier)
+                return earlier
+        notes.hand_on(key, earlier, later)
         return later
 
-    async def _store_due(self, line: _Line) -> None:
-        if line.front.held is not None:
-            async with line.turn():
-                due = line.front.held
-                if due is not None:
-                    await self.extract_replay_id(due)
-                    # Where storing fails it stays due, and is stored with what finishes next.
-                    if line.front.held is due:
-                        line.front.held = None
-        if line.empty and self._lines.get(line.key) is line:
-            del self._lines[line.key]
+    def set_aside(self, message: JsonObject) -> bool:
+        """Keep a processed *message* for later if its marker is held back, and say so."""
+        return self._notes.set_aside(self.key_of(message), message, self.furthest)
 
-    def _abandon(self, place: _Place) -> None:
-        # May run in any thread and at any moment, so it touches nothing that others are changing.
-        self._abandoned.append(place)
-        LOGGER.warning(
-            "The processing of a message on %.100s was cancelled or never begun, its marker is not"
-            " stored; a new start gives it again unless one behind it has been stored by then",
-            place.message.get("channel"),
+    def passed_over(self, message: JsonObject) -> None:
+        """Take note that the marker of *message* will not be stored."""
+        # A stored marker that it was to replace is still of no use, so the next message replaces it.
+        self._notes.passed_over(self.key_of(message), message)
+
+    async def store(self, message: JsonObject) -> None:
+        """Store the marker of *message*, and what is due after it."""
+        if not self._notes.special:
+            await self._storage.extract_replay_id(message)
+            return
+        key = self.key_of(message)
+        if self.set_aside(message):
+            return
+        for due in (message, *self._notes.due_after(key, message)):
+            await self._extract(key, due)
+        self._notes.settled(key, message)
+
+    async def store_due(self) -> None:
+        """Store what has been kept and waits for nothing any more."""
+        for key, messages in self._notes.due_now().items():
+            for message in messages:
+                await self._extract(key, message)
+            self._notes.settled(key, ANY)
+
+    async def _extract(self, key: str, message: JsonObject) -> None:
+        await self._storage.extract_replay_id(message)
+        if self._notes.overwrites(key, message):
+            # A storage that extracts markers by itself knows nothing of this.
+            marker = marker_of(self._storage, message)
+            if marker is not None:
+                await self._storage.set_replay_marker(key, marker)
+            self._notes.overwritten(key, message)
+
+
+# What a client says to its storage. Not methods of it: a storage may use any name for its own.
+
+
+def attach(
+    storage: ReplayMarkerStorage,
+    aliases: Mapping[str, str],
+    *,
+    subscribed: Container[str] = EVERYTHING,
+    client: object | None = None,
+) -> None:
+    """Tell a storage which channels a client has. Both are looked at whenever a message comes.
+
+    :param storage: the storage
+    :param aliases: delivered channel -> subscribed key, where they differ
+    :param subscribed: the keys of which markers are stored: of all channels that have been subscribed
+        since the client was opened, since messages may still wait behind an ``unsubscribe``
+    :param client: whose these are; a storage that several clients share needs it
+    """
+    reference = None if client is None else weakref.ref(client)
+    _NOTES.of(storage).attach(Attachment(aliases, subscribed, reference))
+
+
+def key_of_message(storage: ReplayMarkerStorage, message: JsonObject) -> str:
+    """Give the key that the marker of *message* is stored under; empty if there is none.
+
+    :param storage: the storage
+    :param message: an event
+    """
+    return _NOTES.of(storage).key_of(message)
+
+
+def marker_of(storage: ReplayMarkerStorage, message: JsonObject) -> ReplayMarker | None:
+    """Give the marker of a message, or None if it has none; with one warning a channel.
+
+    :param storage: the storage, which may have its own way to find the date
+    :param message: an event
+    """
+    if not isinstance(channel_of(message), str):
+        _warn_once(
+            storage,
+            message,
+            "names no channel: its marker is not stored, it cannot be resumed from",
         )
+        return None
+    replay_id = _dict(message.get("data"), "event").get("replayId")
+    if replay_id is None:
+        _warn_once(
+            storage,
+            message,
+            "has no replay id: its marker is not stored, it cannot be resumed from",
+        )
+        return None
+    try:
+        date = storage.get_message_date(message)
+    except ReplayError:
+        _warn_once(storage, message, "has no date: its marker counts as older than any other")
+        date = ""
+    return ReplayMarker(date, replay_id)
 
-    def _clear_abandoned(self) -> None:
-        while self._abandoned:
-            place = self._abandoned.popleft()
-            # It was not processed, so nothing that has finished already may pass it.
-            place.held = None
-            self._note_failure(place)
-            self._leave(place, None)
+
+def _warn_once(storage: ReplayMarkerStorage, message: JsonObject, what: str) -> None:
+    warned = _NOTES.of(storage).warned
+    key = (str(channel_of(message)), what)
+    if key not in warned and len(warned) < MAX_NAMES:
+        warned.add(key)
+        LOGGER.warning("A message on %.100s %s", *key)
+
+
+def store_marker(storage: ReplayMarkerStorage, message: JsonObject) -> Awaitable[None]:
+    """Store the marker of a message that was handed over, unless it is held back.
+
+    :param storage: the storage
+    :param message: an event
+    :return: to be awaited; raises what the storage raises, and then nothing is lost by doing it again
+    """
+    if not _NOTES.of(storage).special:
+        return storage.extract_replay_id(message)
+    return _Rules(storage).store(message)
+
+
+def overwrite_with(storage: ReplayMarkerStorage, message: JsonObject) -> None:
+    """Have the marker of *message* stored, when it comes, whatever is stored: what is has become useless.
+
+    :param storage: the storage
+    :param message: an event, the first after a fallback
+    """
+    notes = _NOTES.of(storage)
+    notes.overwrite_with(notes.key_of(message), message)
+
+
+def hold_back(storage: ReplayMarkerStorage, *messages: JsonObject) -> None:
+    """Have the markers of messages that came ahead of others wait until :func:`release`.
+
+    They are handed over like any others. What is kept of them is the marker that storing one after the
+    other would have left.
+
+    :param storage: the storage
+    :param messages: events, these objects and no copies
+    """
+    notes = _NOTES.of(storage)
+    for message in messages:
+        notes.hold_back(notes.key_of(message), message)
+
+
+def release(storage: ReplayMarkerStorage, key: str, after: JsonObject | None = None) -> None:
+    """Let what is held back of a channel be stored.
+
+    :param storage: the storage
+    :param key: the key of the channel
+    :param after: the last of the messages that had to come first: what is kept is stored together with its
+        marker. None: with the next marker of the channel, or by :func:`flush`
+    """
+    _NOTES.of(storage).release(key, ANY if after is None else after)
+
+
+def buffers(storage: ReplayMarkerStorage) -> bool:
+    """Say whether markers may wait in memory until :func:`flush`.
+
+    :param storage: the storage
+    """
+    return isinstance(storage, DurableStorage) and storage.buffers
+
+
+async def flush(storage: ReplayMarkerStorage) -> None:
+    """Store what is due: markers that have been released, and those that wait in memory.
+
+    :param storage: the storage
+    :raises ReplayError: if that fails; it stays due
+    """
+    if _NOTES.of(storage).special:
+        await _Rules(storage).store_due()
+    if isinstance(storage, DurableStorage):
+        await storage.flush()
+
+
+async def open_for(storage: ReplayMarkerStorage, org_id: str | None) -> None:
+    """Tell a storage that a client is about to use it.
+
+    :param storage: the storage
+    :param org_id: the id of the org, of 15 or 18 characters; None if it is not known
+    :raises ReplayError: if the storage cannot be used, or has markers of another org
+    """
+    if isinstance(storage, DurableStorage):
+        await storage.open_for(org_id)
+
+
+def ordinary_channels(storage: ReplayMarkerStorage) -> Callable[[str], bool]:
+    """Give a function that says whether the markers of a delivered channel are stored under its own name.
+
+    :param storage: the storage
+    :return: the function; False where anything about the channel is out of the ordinary
+    """
+    return _NOTES.of(storage).is_ordinary
+
+
+def direct_store_of(storage: ReplayMarkerStorage) -> Callable[[JsonObject], bool] | None:
+    """Give a function that stores the marker of an ordinary message without waiting.
+
+    It returns whether it has done so; if not, the message takes the long way, :func:`store_marker`. Ask for
+    it anew after :func:`attach`. At 200 events a response it makes iterating 61 % faster.
+
+    :param storage: the storage
+    :return: the function, or None where only the long way will do
+    """
+    if isinstance(storage, DurableStorage):
+        return storage.direct_store()
+    if isinstance(storage, MappingStorage) and _MAPPING.are_those_of(storage):
+        return _direct_store_in(storage)
+    if isinstance(storage, ConstantReplayId) and _CONSTANT.are_those_of(storage):
+        return _store_nothing
+    return None
+
+
+class _Block:
+    """How far the processing of a message has come.
+
+    :ivar place: of the message among those in flight
+    """
+
+    __slots__ = ("ended", "entered", "place")
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.entered = self.ended = False
+
+
+_BLOCK: Final[Slot[_Block | None]] = Slot("block", lambda: None)
 
 
 class ReplayMarkerStorageContextManager:
     """Stores the marker of a message if its block succeeds; see :class:`ReplayMarkerStorage`.
 
-    :param storage: where to
+    :param replay_storage: where to
     :param message: the message
     """
 
-    def __init__(self, storage: ReplayMarkerStorage, message: JsonObject) -> None:
-        self._storage = storage
-        self._message = message
-        self._entered = False
-        self._ended = False
-        self._place = storage._start(message)
+    def __init__(self, replay_storage: ReplayMarkerStorage, message: JsonObject) -> None:
+        #: Where the marker is stored.
+        self.replay_storage = replay_storage
+        #: The message.
+        self.message = message
+        notes = _NOTES.of(replay_storage)
+        _BLOCK.put(self, _Block(notes.in_flight.start(_Rules(replay_storage), message)))
 
     async def __aenter__(self) -> None:
         """Begin processing.
 
         :raises ReplayError: if it was entered before
         """
-        if self._entered:
+        block = _block_of(self)
+        if block.entered:
             raise ReplayError(
-                f"The processing of a message on {self._message.get('channel')} can be entered once only: call the"
+                f"The processing of a message on {channel_of(self.message)} can be entered once only: call the"
                 " storage for each message."
             )
-        self._entered = True
+        block.entered = True
 
     async def __aexit__(
         self,
@@ -479,33 +649,44 @@ class ReplayMarkerStorageContextManager:
 
         :raises ReplayError: if the marker cannot be stored; the stored one stays
         """
-        self._ended = True
+        block = _block_of(self)
+        block.ended = True
+        storage, in_flight = self.replay_storage, _NOTES.of(self.replay_storage).in_flight
         if exc_type is None:
-            await self._storage._finish(self._place, succeeded=True)
+            await in_flight.finish(_Rules(storage), block.place, succeeded=True)
         elif issubclass(exc_type, Exception):
-            await self._fail(exc_type)
+            await _fail(storage, block.place, exc_type)
         else:
             # Cancelled, or even destroyed: this is no time to wait for a storage.
-            self._storage._abandon(self._place)
-
-    async def _fail(self, exc_type: type[BaseException]) -> None:
-        channel = self._message.get("channel")
-        LOGGER.warning(
-            "Processing a message on %.100s failed with %s, its marker is not stored; a new start gives it"
-            " again only if none behind it has been stored by then",
-            channel,
-            exc_type.__name__,
-        )
-        try:
-            await self._storage._finish(self._place, succeeded=False)
-        except ReplayError as error:
-            # Of a message whose own block succeeded; the error of this block is what counts here.
-            LOGGER.warning("%s", error)
+            in_flight.abandon(block.place)
 
     def __del__(self) -> None:
-        place = getattr(self, "_place", None)
-        if place is not None and not self._ended:
-            self._storage._abandon(place)
+        block = _BLOCK.of(self)
+        if block is not None and not block.ended:
+            _NOTES.of(self.replay_storage).in_flight.abandon(block.place)
+
+
+def _block_of(manager: ReplayMarkerStorageContextManager) -> _Block:
+    block = _BLOCK.of(manager)
+    if block is None:
+        raise ReplayError(
+            f"{type(manager).__name__} was made without its constructor: call super().__init__() in its own."
+        )
+    return block
+
+
+async def _fail(storage: ReplayMarkerStorage, place: Place, exc_type: type[BaseException]) -> None:
+    LOGGER.warning(
+        "Processing a message on %.100s failed with %s, its marker is not stored; a new start gives it"
+        " again only if no later one has been stored by then",
+        channel_of(place.message),
+        exc_type.__name__,
+    )
+    try:
+        await _NOTES.of(storage).in_flight.finish(_Rules(storage), place, succeeded=False)
+    except ReplayError as error:
+        # Of a message whose own block succeeded; the error of this block is what counts here.
+        LOGGER.warning("%s", error)
 
 
 class MappingStorage(ReplayMarkerStorage):
@@ -530,49 +711,28 @@ class MappingStorage(ReplayMarkerStorage):
 
     async def get_replay_marker(self, subscription: str) -> ReplayMarker | None:
         """Give the marker of *subscription*, or None."""
-        return _as_marker(self.mapping.get(subscription))
+        return read_marker(self.mapping.get(subscription))
 
     async def set_replay_marker(self, subscription: str, replay_marker: ReplayMarker) -> None:
         """Put *replay_marker* into the mapping."""
         self.mapping[subscription] = replay_marker
 
-    def direct_store(self) -> Callable[[JsonObject], None] | None:
-        """Give a function that stores a marker at once, unless a part of storing has been replaced."""
-        if not _is_plain(self):
-            return None
-        mapping, aliases, forced = self.mapping, self._aliases, self._forced
 
-        def store(message: JsonObject) -> None:
-            try:
-                # The common case: a later event of the same kind, on its own channel. This looks at
-                # the event as date_and_id() does; calling that would take a sixth of the time.
-                data = message["data"]
-                event = data["event"]
-                replay_id = event["replayId"]
-                if "createdDate" in event:
-                    date = event["createdDate"]
-                elif "ChangeEventHeader" in (payload := data["payload"]):
-                    date = str(payload["ChangeEventHeader"]["commitTimestamp"])
-                else:
-                    date = payload["CreatedDate"]
-                channel = message["channel"]
-                before = mapping[channel][0]
-                if (
-                    before <= date
-                    and len(before) == len(date)
-                    and (before[-1] == date[-1] == "Z" or date.isdigit())
-                    and replay_id is not None
-                    and not forced
-                    and channel not in aliases
-                ):
-                    mapping[channel] = make_marker(ReplayMarker, (date, replay_id))
-                    return
-            except (KeyError, TypeError, IndexError):
-                # Anything out of the ordinary is looked at again, with care.
-                pass
-            _run_now(self.extract_replay_id(message))
+def _direct_store_in(storage: MappingStorage) -> Callable[[JsonObject], bool]:
+    mapping, is_ordinary = storage.mapping, ordinary_channels(storage)
 
-        return store
+    def store(message: JsonObject) -> bool:
+        try:
+            channel = message["channel"]
+            date, replay_id = date_and_id(message)
+            if not is_ordinary(channel) or not follows(mapping[channel], date, replay_id):
+                return False
+        except (KeyError, TypeError, IndexError):
+            return False
+        mapping[channel] = ReplayMarker(date, replay_id)
+        return True
+
+    return store
 
 
 class DefaultReplayIdMixin:
@@ -631,55 +791,38 @@ class ConstantReplayId(DefaultReplayIdMixin, ReplayMarkerStorage):
     async def extract_replay_id(self, message: JsonObject) -> None:
         """Store nothing, so that no message can fail by what it lacks."""
 
-    def direct_store(self) -> Callable[[JsonObject], None] | None:
-        """Give a function that does nothing, unless storing has been replaced."""
-        if type(self).extract_replay_id is ConstantReplayId.extract_replay_id and not _has_own(
-            self
-        ):
-            return _store_nothing
-        return None
+
+def _store_nothing(_message: JsonObject) -> bool:
+    return True
 
 
-def _store_nothing(message: JsonObject) -> None:
-    pass
+class Hooks:
+    """The parts of storing that a subclass or a test may replace, as they are in a class.
+
+    :param cls: the class
+    :param names: more of its methods
+    """
+
+    def __init__(self, cls: type[ReplayMarkerStorage], *names: str) -> None:
+        own = ("extract_replay_id", "get_replay_marker", "set_replay_marker", "get_message_date")
+        self._functions = {name: getattr(cls, name) for name in (*own, *names)}
+
+    def are_those_of(self, storage: ReplayMarkerStorage) -> bool:
+        """Say whether none has been replaced: in a subclass, in the class or in this object."""
+        cls = type(storage)
+        return all(
+            getattr(cls, name) is hook and _function(getattr(storage, name)) is hook
+            for name, hook in self._functions.items()
+        )
 
 
-#: The parts of storing that a subclass or a test may replace.
-_HOOKS: Final = ("extract_replay_id", "get_replay_marker", "set_replay_marker", "get_message_date")
-_PLAIN: Final = {name: getattr(MappingStorage, name) for name in _HOOKS}
-
-
-def _is_plain(storage: MappingStorage) -> bool:
-    cls = type(storage)
-    return all(getattr(cls, name) is hook for name, hook in _PLAIN.items()) and not _has_own(
-        storage
-    )
-
-
-def _has_own(storage: ReplayMarkerStorage) -> bool:
-    return any(
-        _function(getattr(storage, name)) is not getattr(type(storage), name) for name in _HOOKS
-    )
+_MAPPING: Final = Hooks(MappingStorage)
+_CONSTANT: Final = Hooks(ConstantReplayId)
 
 
 def _function(attribute: Any) -> Any:
     # Of a method. What is static is a function already.
     return getattr(attribute, "__func__", attribute)
-
-
-def _run_now(coroutine: Awaitable[None]) -> None:
-    """Run a coroutine that waits for nothing."""
-    iterator = coroutine.__await__()
-    try:
-        next(iterator)
-    except StopIteration:
-        return
-    raise AssertionError("a mapping is never waited for")
-
-
-def _key(channel: str) -> str:
-    """Give a channel's name in replay maps: a filtered PushTopic's query is no part of it."""
-    return channel.partition("?")[0]
 
 
 def _failed(what: str, key: str, error: Exception) -> ReplayError:
@@ -701,7 +844,7 @@ def _is_date(value: object) -> bool:
     return isinstance(value, int) or (isinstance(value, str) and value != "")
 
 
-def _as_marker(value: Any) -> ReplayMarker | None:
+def read_marker(value: Any) -> ReplayMarker | None:
     """Understand what people keep in mappings: a marker, a pair, or a plain replay id."""
     if value is None or isinstance(value, ReplayMarker):
         return value

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from aiosfstream import MappingStorage, ReplayMarkerStorage, SQLiteStorage
+from aiosfstream.replay import direct_store_of, flush, store_marker
 from benchmarks.processes import measure_python, say
 from benchmarks.report import Section, Series, Table
 from benchmarks.script import event
@@ -137,14 +138,14 @@ async def time_markers(kind: str, count: int) -> dict[str, float | None]:
     messages = [json.loads(event(number)) for number in range(1, count + alone + 1)]
     with tempfile.TemporaryDirectory() as folder:
         async with make_storage(kind, Path(folder)) as storage:
-            store = storage.direct_store()
+            store = direct_store_of(storage)
             grouped = (
                 None if store is None else await _time_groups(storage, store, messages[:count])
             )
             started = time.perf_counter()
             for message in messages[count:]:
                 await storage.extract_replay_id(message)
-            await storage.flush()
+            await flush(storage)
             awaited = (time.perf_counter() - started) / alone
             marker = await storage.get_replay_marker(messages[-1]["channel"])
             if marker is None or marker.replay_id != count + alone:
@@ -154,14 +155,15 @@ async def time_markers(kind: str, count: int) -> dict[str, float | None]:
 
 async def _time_groups(
     storage: ReplayMarkerStorage,
-    store: Callable[[dict[str, Any]], None],
+    store: Callable[[dict[str, Any]], bool],
     messages: list[dict[str, Any]],
 ) -> float:
     started = time.perf_counter()
     for first in range(0, len(messages), GROUP):
         for message in messages[first : first + GROUP]:
-            store(message)
-        await storage.flush()
+            if not store(message):
+                await store_marker(storage, message)
+        await flush(storage)
     return (time.perf_counter() - started) / len(messages)
 
 

@@ -63,8 +63,10 @@ ARROWS: dict[str, set[str]] = {
         "_http.post",
         "exceptions",
     },
+    "_channels": set(),
     "_in_flight": set(),
-    "replay": {"_in_flight", "exceptions"},
+    "_notes": {"_channels", "_in_flight"},
+    "replay": {"_channels", "_in_flight", "_internals", "_notes", "exceptions"},
     "client": {
         "auth",
         "replay",

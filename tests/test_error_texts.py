@@ -110,7 +110,6 @@ NOT_TOLD = {
     ("auth", "AuthenticatorBase._post_with", "_unreachable"): "the sentence of _http.post",
     ("exceptions", "translate", "ServerError"): "aiocometd's sentence; str() adds the rest",
     ("replay", "date_and_id", "KeyError"): "caught by the caller: the event takes the long way",
-    ("replay", "_run_now", "AssertionError"): "cannot happen",
     ("storages.sqlite", "SQLiteStorage._prepare", "DatabaseError"): "quoted by _explanation()",
     (
         "storages.sqlite",

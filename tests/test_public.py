@@ -38,6 +38,7 @@ PUBLIC = [
     "ConnectionEventKind",
     "ConstantReplayId",
     "DefaultMappingStorage",
+    "DurableStorage",
     "HandlerFailure",
     "Handlers",
     "JWTBearerAuthenticator",

@@ -25,9 +25,15 @@ from aiosfstream.replay import (
     ReplayMarker,
     ReplayMarkerStorage,
     ReplayOption,
+    attach,
+    direct_store_of,
+    flush,
     instant,
+    overwrite_with,
     should_store,
+    store_marker,
 )
+from tests.markers import lines_of, notes_of
 
 CHANNEL = "/event/Low_Ink__e"
 TOPIC = "/topic/Invoices"
@@ -393,7 +399,7 @@ async def test_warnings_are_bounded(
 
 async def test_a_marker_belongs_to_the_subscription() -> None:
     storage = MappingStorage({})
-    storage._aliases = {"/event/A": "/event/*"}
+    attach(storage, {"/event/A": "/event/*"})
     await storage.extract_replay_id(platform(1, channel="/event/A"))
     await storage.extract_replay_id(platform(2, channel=f"{TOPIC}?a=b"))
     assert storage.mapping == {"/event/*": ReplayMarker(NEW, 1), TOPIC: ReplayMarker(NEW, 2)}
@@ -402,7 +408,7 @@ async def test_a_marker_belongs_to_the_subscription() -> None:
 async def test_the_first_message_behind_a_fallback_overwrites_and_no_other() -> None:
     storage = MappingStorage({CHANNEL: ReplayMarker(NEW, 90)})
     before, first, second = platform(91, OLD), platform(1, MIDDLE), platform(2, OLD)
-    storage._overwrite_with(first)
+    overwrite_with(storage, first)
     await storage.extract_replay_id(before)
     assert storage.mapping[CHANNEL] == ReplayMarker(NEW, 90)
     await storage.extract_replay_id(platform(7, OLD, channel="/event/Other__e"))
@@ -417,7 +423,7 @@ async def test_overwriting_waits_until_it_has_succeeded() -> None:
     storage.markers[CHANNEL] = ReplayMarker(NEW, 90)
     storage.failures = [OSError("disk"), asyncio.CancelledError()]
     message = platform(1, OLD)
-    storage._overwrite_with(message)
+    overwrite_with(storage, message)
     with pytest.raises(ReplayError, match=f"channel {CHANNEL} could not be stored: OSError"):
         await storage.extract_replay_id(message)
     with pytest.raises(asyncio.CancelledError):
@@ -445,8 +451,8 @@ async def test_a_subclass_need_not_call_the_constructor() -> None:
         assert storage.marker == ReplayMarker(NEW, 1)
     assert storage.marker == ReplayMarker(NEW, 2)
     assert await storage.get_replay_id(CHANNEL) == 2
-    await storage.flush()
-    assert storage.direct_store() is None
+    await flush(storage)
+    assert direct_store_of(storage) is None
 
 
 json_values = st.recursive(
@@ -471,7 +477,7 @@ messages = st.fixed_dictionaries(
 @given(st.lists(messages, max_size=4))
 def test_no_message_is_too_strange_to_be_stored(received: list[Message]) -> None:
     storage = MappingStorage({})
-    store = storage.direct_store()
+    store = direct_store_of(storage)
     assert store is not None
 
     async def extract() -> None:
@@ -482,7 +488,8 @@ def test_no_message_is_too_strange_to_be_stored(received: list[Message]) -> None
 
     asyncio.run(extract())
     for message in received:
-        store(message)
+        if not store(message):
+            asyncio.run(storage.extract_replay_id(message))
     assert all(isinstance(marker, ReplayMarker) for marker in storage.mapping.values())
 
 
@@ -614,21 +621,21 @@ def test_the_direct_way_has_the_same_results(
         message["id"] = number
     direct, extracting = MappingStorage(dict(stored)), MappingStorage(dict(stored))
     for storage in (direct, extracting):
-        storage._aliases = aliases
+        attach(storage, aliases)
         for message in received[forced : forced + 1]:
-            storage._overwrite_with(message)
-    store = direct.direct_store()
+            overwrite_with(storage, message)
+    store = direct_store_of(direct)
     assert store is not None
-    for message in received:
-        store(message)
 
     async def extract() -> None:
         for message in received:
-            await extracting.extract_replay_id(message)
+            if not store(message):
+                await store_marker(direct, message)
+            await store_marker(extracting, message)
 
     asyncio.run(extract())
     assert direct.mapping == extracting.mapping
-    assert direct._forced == extracting._forced
+    assert set(notes_of(direct).special) == set(notes_of(extracting).special)
 
 
 def test_the_direct_way_reports_a_mapping_that_fails() -> None:
@@ -636,11 +643,10 @@ def test_the_direct_way_reports_a_mapping_that_fails() -> None:
         def __setitem__(self, key: str, value: Any) -> None:
             raise OSError("disk full")
 
-    for mapping in (Full(), Full({CHANNEL: ReplayMarker(OLD, 1)})):
-        store = MappingStorage(mapping).direct_store()
-        assert store is not None
-        with pytest.raises((ReplayError, OSError), match="disk full"):
-            store(platform(2))
+    store = direct_store_of(MappingStorage(Full({CHANNEL: ReplayMarker(OLD, 1)})))
+    assert store is not None
+    with pytest.raises(OSError, match="disk full"):
+        store(platform(2))
 
 
 @pytest.mark.parametrize(
@@ -660,7 +666,7 @@ def test_there_is_no_direct_way_around_a_hook(
         monkeypatch.setattr(storage, hook, replacement)
     else:
         monkeypatch.setattr(MappingStorage, hook, replacement)
-    assert storage.direct_store() is None
+    assert direct_store_of(storage) is None
 
 
 def test_what_stores_nothing_has_a_direct_way_too() -> None:
@@ -668,10 +674,10 @@ def test_what_stores_nothing_has_a_direct_way_too() -> None:
         async def extract_replay_id(self, message: Message) -> None:
             raise AssertionError
 
-    store = ConstantReplayId(-1).direct_store()
+    store = direct_store_of(ConstantReplayId(-1))
     assert store is not None
     store({})
-    assert Counting(-1).direct_store() is None
+    assert direct_store_of(Counting(-1)) is None
 
 
 # After processing
@@ -697,10 +703,10 @@ class Job:
 
 def places(storage: ReplayMarkerStorage) -> int:
     """Count what is kept of the messages of a channel, one place for what is due included."""
-    place: Any = storage._lines[CHANNEL].front
+    place: Any = lines_of(storage)[CHANNEL].front
     count = 0
     while place is not None:
-        place, count = place.behind, count + 1
+        place, count = place.next, count + 1
     return count
 
 
@@ -762,7 +768,7 @@ async def test_channels_do_not_wait_for_each_other() -> None:
 
 async def test_channels_of_one_subscription_wait_for_each_other() -> None:
     storage = SlowStorage()
-    storage._aliases = {"/event/A": "/event/*", "/event/B": "/event/*"}
+    attach(storage, {"/event/A": "/event/*", "/event/B": "/event/*"})
     slow, quick = await jobs(
         storage, platform(1, channel="/event/A"), platform(2, channel="/event/B")
     )
@@ -812,7 +818,7 @@ async def test_a_storage_that_fails_at_the_end_of_a_block() -> None:
     async with storage(platform(2)):
         pass
     assert storage.writes == [2]
-    assert storage._lines == {}
+    assert lines_of(storage) == {}
 
 
 async def test_what_could_not_be_stored_goes_along_with_a_failed_message() -> None:
@@ -860,7 +866,7 @@ async def test_stores_of_a_channel_follow_each_other() -> None:
     await asyncio.gather(*tasks)
     assert storage.markers == {CHANNEL: ReplayMarker(NEW, 5)}
     assert storage.writes == sorted(storage.writes)
-    assert storage._lines == {}
+    assert lines_of(storage) == {}
 
 
 async def test_a_slow_store_does_not_end_behind_a_later_one() -> None:
@@ -964,7 +970,7 @@ async def test_a_program_that_goes_on_behind_a_cancelled_message() -> None:
     async with storage(platform(3)):
         pass
     assert storage.writes == [3]
-    assert storage._lines == {}
+    assert lines_of(storage) == {}
 
 
 async def test_a_coroutine_that_is_thrown_away_gives_its_place_back() -> None:
@@ -1017,17 +1023,17 @@ async def test_memory_is_not_for_what_was_forgotten() -> None:
     stuck = (await jobs(storage, platform(0)))[0]
     for number in range(1, 200):
         storage(platform(number))
-    assert len(storage._abandoned) <= 1
+    assert len(notes_of(storage).in_flight.abandoned) <= 1
     assert places(storage) <= 3
     await stuck.succeed()
-    assert storage._lines == {}
+    assert lines_of(storage) == {}
 
 
 async def test_the_first_message_behind_a_fallback_fails_and_the_next_overwrites() -> None:
     storage = SlowStorage()
     storage.markers[CHANNEL] = ReplayMarker(NEW, 90)
     first, second, third = platform(1, MIDDLE), platform(2, MIDDLE), platform(3, OLD)
-    storage._overwrite_with(first)
+    overwrite_with(storage, first)
     with pytest.raises(ValueError, match="processing"):
         async with storage(first):
             raise ValueError("processing")
@@ -1042,7 +1048,7 @@ async def test_overwriting_behind_a_fallback_in_any_order(order: tuple[int, ...]
     storage = SlowStorage()
     storage.markers[CHANNEL] = ReplayMarker(NEW, 90)
     received = [platform(1, NEW), platform(2, OLD), platform(3, MIDDLE)]
-    storage._overwrite_with(received[1])
+    overwrite_with(storage, received[1])
     running = await jobs(storage, *received)
     for index in order:
         await running[index].succeed()
@@ -1061,7 +1067,7 @@ async def test_memory_is_for_what_is_in_flight() -> None:
     assert places(storage) == 2
     await stuck.succeed()
     assert storage.writes == [1999]
-    assert storage._lines == {}
+    assert lines_of(storage) == {}
 
 
 @given(

@@ -12,9 +12,11 @@ import pytest
 
 from aiosfstream.replay import (
     ConstantReplayId,
+    DurableStorage,
     MappingStorage,
     ReplayMarker,
     ReplayMarkerStorage,
+    marker_of,
     should_store,
 )
 from aiosfstream.storages.sqlite import SQLiteStorage
@@ -116,7 +118,7 @@ class Always(MappingStorage):
     """Stores a replayed message too."""
 
     async def extract_replay_id(self, message: Message) -> None:
-        marker = self._marker_of(message)
+        marker = marker_of(self, message)
         if marker is not None:
             await self.set_replay_marker(message["channel"], marker)
 
@@ -125,7 +127,7 @@ class Eager(MappingStorage):
     """Stores the marker of a message before it has been processed."""
 
     def __call__(self, message: Mapping[str, Any]) -> Any:
-        marker = self._marker_of(dict(message))
+        marker = marker_of(self, dict(message))
         assert marker is not None
         self.mapping[message["channel"]] = marker
         return super().__call__(message)
@@ -150,15 +152,25 @@ class WithQuery(MappingStorage):
 class Stubborn(MappingStorage):
     """Knows nothing of fallbacks."""
 
-    def _overwrite_with(self, message: Message) -> None:
-        pass
+    async def set_replay_marker(self, subscription: str, replay_marker: ReplayMarker) -> None:
+        if subscription != "/u/Fallback" or subscription not in self.mapping:
+            await super().set_replay_marker(subscription, replay_marker)
 
 
-class Lagging(MappingStorage):
+class Lagging(DurableStorage):
     """Has a direct way that leads nowhere."""
 
-    def direct_store(self) -> Callable[[Message], None]:
-        return lambda message: None
+    def __init__(self, mapping: dict[str, Any]) -> None:
+        self.mapping = mapping
+
+    async def get_replay_marker(self, subscription: str) -> ReplayMarker | None:
+        return self.mapping.get(subscription)
+
+    async def set_replay_marker(self, subscription: str, replay_marker: ReplayMarker) -> None:
+        self.mapping[subscription] = replay_marker
+
+    def direct_store(self) -> Callable[[Message], bool]:
+        return lambda message: True
 
 
 @pytest.mark.parametrize(

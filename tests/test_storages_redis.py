@@ -13,9 +13,11 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from aiosfstream import ReplayError, ReplayMarker, ReplayOption
+from aiosfstream.replay import overwrite_with
 from aiosfstream.storages.redis import RedisStorage
 from aiosfstream.testing import StreamingServer
 from aiosfstream.testing.conformance import check_marker_storage
+from tests.markers import notes_of
 from tests.redis_server import RedisServer, free_port
 from tests.support import client_for, receive
 
@@ -190,13 +192,13 @@ async def test_overwriting_waits_until_it_has_succeeded(server: RedisServer) -> 
         storage = RedisStorage(client, prefix="m:")
         await storage.extract_replay_id(event(90))
         first = event(1, OLD)
-        storage._overwrite_with(first)
+        overwrite_with(storage, first)
         server.kill()
         with pytest.raises(ReplayError):
             await storage.extract_replay_id(first)
         server.start()
         await storage.extract_replay_id(first)
-        assert storage._forced == {}
+        assert notes_of(storage).special == {}
         assert await storage.get_replay_marker(CHANNEL) == ReplayMarker(OLD, 1)
         await storage.extract_replay_id(event(0, "2001-01-01T00:00:00Z"))
         assert await storage.get_replay_marker(CHANNEL) == ReplayMarker(OLD, 1)

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from aiosfstream import ReplayError, ReplayMarker, ReplayOption, SQLiteStorage
-from aiosfstream.replay import MappingStorage
+from aiosfstream.replay import MappingStorage, attach, direct_store_of, overwrite_with, store_marker
 from aiosfstream.storages import sqlite
 from aiosfstream.testing import StreamingServer
+from tests.markers import notes_of, store_directly
 from tests.support import client_for, receive, until
 
 CHANNEL = "/event/Low_Ink__e"
@@ -188,7 +189,7 @@ async def test_what_comes_during_a_commit_is_committed_behind_it(path: Path) -> 
 async def test_a_commit_of_another_event_loop_is_waited_for(path: Path) -> None:
     async with SQLiteStorage(path) as storage:
         with locked(path):
-            storage.store_nowait(event(1))
+            await storage.extract_replay_id(event(1))
             await until(lambda: storage._job is not None)
             # As if that loop had ended, and this were the next one.
             storage._job_loop = None
@@ -202,7 +203,7 @@ async def test_a_commit_of_another_event_loop_is_waited_for(path: Path) -> None:
 async def test_one_that_waits_for_a_commit_may_be_cancelled(path: Path) -> None:
     async with SQLiteStorage(path) as storage:
         with locked(path):
-            storage.store_nowait(event(1))
+            await storage.extract_replay_id(event(1))
             first, second = (asyncio.create_task(storage.flush()) for _ in range(2))
             await until(lambda: len(storage._waiters) == 2)
             first.cancel()
@@ -215,13 +216,16 @@ async def test_one_that_waits_for_a_commit_may_be_cancelled(path: Path) -> None:
 @pytest.mark.parametrize("direct", [False, True])
 async def test_a_long_turn_is_committed_while_it_lasts(path: Path, direct: bool) -> None:
     async with SQLiteStorage(path) as storage:
-        store = storage.direct_store() if direct else storage.store_nowait
+        store = direct_store_of(storage)
         assert store is not None
         deadline = time.monotonic() + 10
         number = 0
         while committed(path) is None and time.monotonic() < deadline:
             number += 1
-            store(event(number))
+            if direct:
+                assert store(event(number))
+            else:
+                await storage.extract_replay_id(event(number))
         assert 1 <= int(committed(path)) <= number
 
 
@@ -249,7 +253,7 @@ async def test_flushing_at_the_same_time(path: Path) -> None:
 
 async def test_commit_each_has_it_on_the_disk_before_the_message_goes_on(path: Path) -> None:
     async with SQLiteStorage(path, commit_each=True) as storage:
-        assert storage.direct_store() is None
+        assert direct_store_of(storage) is None
         for number in range(3):
             await storage.extract_replay_id(event(number))
             assert committed(path) == str(number)
@@ -260,16 +264,16 @@ async def test_commit_each_has_it_on_the_disk_before_the_message_goes_on(path: P
 async def test_a_marker_is_read_before_it_is_committed(path: Path) -> None:
     async with SQLiteStorage(path) as storage:
         await storage.set_replay_marker(CHANNEL, ReplayMarker(OLD, 1))
-        storage.store_nowait(event(3, NEW))
+        await storage.extract_replay_id(event(3, NEW))
         assert await storage.get_replay_marker(CHANNEL) == ReplayMarker(NEW, 3)
-        storage.store_nowait(event(2, MIDDLE))
+        await storage.extract_replay_id(event(2, MIDDLE))
         assert await storage.get_replay_marker(CHANNEL) == ReplayMarker(NEW, 3)
 
 
 async def test_what_is_pending_does_not_hide_what_is_newer(path: Path) -> None:
     async with SQLiteStorage(path) as storage, SQLiteStorage(path) as other:
         await other.set_replay_marker(CHANNEL, ReplayMarker(NEW, 9))
-        storage.store_nowait(event(1, OLD))
+        await storage.extract_replay_id(event(1, OLD))
         assert await storage.get_replay_marker(CHANNEL) == ReplayMarker(NEW, 9)
 
 
@@ -278,12 +282,10 @@ async def test_the_first_message_behind_a_fallback_overwrites(path: Path, direct
     async with SQLiteStorage(path) as storage:
         await storage.set_replay_marker(CHANNEL, ReplayMarker(NEW, 90))
         before, first, second = event(91, OLD), event(1, OLD), event(2, MIDDLE)
-        storage._overwrite_with(first)
-        store = storage.direct_store() if direct else storage.store_nowait
-        assert store is not None
+        overwrite_with(storage, first)
         for message in (before, first, second):
-            store(message)
-        assert storage._forced == {}
+            await (store_directly if direct else store_marker)(storage, message)
+        assert notes_of(storage).special == {}
         assert await storage.get_replay_marker(CHANNEL) == ReplayMarker(MIDDLE, 2)
         await storage.flush()
         assert await storage.get_replay_marker(CHANNEL) == ReplayMarker(MIDDLE, 2)
@@ -292,12 +294,13 @@ async def test_the_first_message_behind_a_fallback_overwrites(path: Path, direct
 async def test_a_channel_that_turns_out_to_belong_to_another_subscription(path: Path) -> None:
     async with SQLiteStorage(path) as storage:
         aliases: dict[str, str] = {}
-        storage._aliases = aliases
-        store = storage.direct_store()
+        attach(storage, aliases)
+        store = direct_store_of(storage)
         assert store is not None
-        store(event(1))
+        assert store(event(1))
         aliases[CHANNEL] = "/event/*"
-        store(event(2))
+        assert not store(event(2))
+        await store_marker(storage, event(2))
         assert await storage.get_replay_marker(CHANNEL) == ReplayMarker(NEW, 1)
         assert await storage.get_replay_marker("/event/*") == ReplayMarker(NEW, 2)
 
@@ -305,11 +308,11 @@ async def test_a_channel_that_turns_out_to_belong_to_another_subscription(path: 
 @pytest.mark.parametrize("hook", ["extract_replay_id", "get_message_date"])
 def test_there_is_no_direct_way_around_a_hook(hook: str) -> None:
     subclass = type("Storage", (SQLiteStorage,), {hook: lambda *args: None})
-    assert subclass("markers.db").direct_store() is None
+    assert direct_store_of(subclass("markers.db")) is None
     storage = SQLiteStorage("markers.db")
-    assert storage.direct_store() is not None
+    assert direct_store_of(storage) is not None
     vars(storage)["extract_replay_id"] = None
-    assert storage.direct_store() is None
+    assert direct_store_of(storage) is None
 
 
 async def test_the_direct_way_has_the_results_of_a_mapping(path: Path) -> None:
@@ -318,17 +321,15 @@ async def test_the_direct_way_has_the_results_of_a_mapping(path: Path) -> None:
     mapping = MappingStorage({})
     async with SQLiteStorage(path) as storage:
         for storing in (mapping, storage):
-            storing._aliases = {"/event/A": "/event/*"}
-        stores = storage.direct_store(), mapping.direct_store()
+            attach(storing, {"/event/A": "/event/*"})
         for _ in range(2000):
             channel = rng.choice([CHANNEL, "/event/A", "/event/B"])
             message = event(rng.randrange(100), rng.choice(dates), channel)
             if rng.random() < 0.05:
-                mapping._overwrite_with(message)
-                storage._overwrite_with(message)
-            for store in stores:
-                assert store is not None
-                store(message)
+                overwrite_with(mapping, message)
+                overwrite_with(storage, message)
+            for storing in (mapping, storage):
+                await store_directly(storing, message)
             if rng.random() < 0.02:
                 await storage.flush()
         for channel in (CHANNEL, "/event/*", "/event/B"):
@@ -405,7 +406,7 @@ async def test_when_the_file_can_be_used_after_all_nothing_is_lost(
 ) -> None:
     put_in_the_way(path)
     storage = SQLiteStorage(path)
-    store = storage.direct_store()
+    store = direct_store_of(storage)
     assert store is not None
     for number in range(5):
         store(event(number))
@@ -431,10 +432,10 @@ async def test_when_the_file_can_be_used_after_all_nothing_is_lost(
 async def test_a_group_that_failed_goes_along_with_the_next_turn(path: Path) -> None:
     put_in_the_way(path)
     storage = SQLiteStorage(path)
-    storage.store_nowait(event(1))
+    await storage.extract_replay_id(event(1))
     await until(lambda: storage._failing)
     clear_the_way(path)
-    storage.store_nowait(event(2, channel="/event/Other__e"))
+    await storage.extract_replay_id(event(2, channel="/event/Other__e"))
     await until(lambda: committed(path) == "1")
     assert committed(path, "/event/Other__e") == "2"
     await storage.close()
@@ -446,15 +447,16 @@ async def test_what_failed_is_merged_with_what_came_meanwhile(path: Path) -> Non
         await storage.set_replay_marker(CHANNEL, ReplayMarker(NEW, 90))
         with locked(path):
             first = event(1, MIDDLE)
-            storage._overwrite_with(first)
-            storage.store_nowait(first)
-            storage.store_nowait(event(5, NEW, "/event/Other__e"))
-            storage.store_nowait(event(6, OLD, "/event/Third__e"))
+            overwrite_with(storage, first)
+            with pytest.raises(ReplayError, match="locked"):
+                await storage.extract_replay_id(first)
+            await storage.extract_replay_id(event(5, NEW, "/event/Other__e"))
+            await storage.extract_replay_id(event(6, OLD, "/event/Third__e"))
             flushing = asyncio.create_task(storage.flush())
             await until(lambda: storage._job is not None)
-            storage.store_nowait(event(2, OLD))
-            storage.store_nowait(event(4, MIDDLE, "/event/Other__e"))
-            storage.store_nowait(event(7, NEW, "/event/Third__e"))
+            await storage.extract_replay_id(event(2, OLD))
+            await storage.extract_replay_id(event(4, MIDDLE, "/event/Other__e"))
+            await storage.extract_replay_id(event(7, NEW, "/event/Third__e"))
             with pytest.raises(ReplayError, match="locked. Another process"):
                 await flushing
         await storage.flush()
@@ -470,7 +472,7 @@ async def test_a_flush_that_finds_a_group_failing_tries_once_more(
     async with SQLiteStorage(path) as storage:
         with locked(path):
             monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 5.0)
-            storage.store_nowait(event(1))
+            await storage.extract_replay_id(event(1))
             await until(lambda: storage._job is not None)
             flushing = asyncio.create_task(storage.flush())
             await until(lambda: storage._failing)
@@ -486,7 +488,7 @@ def test_a_commit_that_outlives_its_event_loop(
     async def store() -> None:
         await storage.set_replay_marker(CHANNEL, ReplayMarker(NEW, 1))
         lock.__enter__()
-        storage.store_nowait(event(2))
+        await storage.extract_replay_id(event(2))
         await until(lambda: storage._job is not None and storage._job.running())
 
     lock = locked(path)
@@ -526,13 +528,13 @@ async def test_a_marker_that_stays_locked_out_is_an_error_and_kept(path: Path) -
 async def test_cancelling_a_flush_loses_nothing(path: Path) -> None:
     async with SQLiteStorage(path) as storage:
         with locked(path):
-            storage.store_nowait(event(1))
+            await storage.extract_replay_id(event(1))
             flushing = asyncio.create_task(storage.flush())
             await until(lambda: storage._job is not None)
             flushing.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await flushing
-            storage.store_nowait(event(2))
+            await storage.extract_replay_id(event(2))
         await storage.flush()
         assert committed(path) == "2"
 
@@ -600,7 +602,7 @@ async def test_a_database_that_is_full(path: Path) -> None:
         assert storage._database is not None
         storage._database.execute("PRAGMA max_page_count = 1")
         for number in range(200):
-            storage.store_nowait(event(number, channel=f"/u/{number}"))
+            await storage.extract_replay_id(event(number, channel=f"/u/{number}"))
         with pytest.raises(ReplayError, match="full. Make room on the disk"):
             await storage.flush()
         # The limit was that of the connection, so now there is room.
@@ -752,7 +754,7 @@ async def main(path, first, commit_each):
         if store is None:
             await storage.extract_replay_id(event(number))
         else:
-            store(event(number))
+            assert store(event(number))
             if number % 50 == 0:
                 await asyncio.sleep(0)
 asyncio.run(main(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "True"))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from ..exceptions import ReplayError
-from ..replay import ReplayMarker, ReplayMarkerStorage, should_store
+from ..replay import ReplayMarker, ReplayMarkerStorage, flush, should_store
 from .console import say
 from .pickles import PickleError, read_pickle
 
@@ -80,7 +80,7 @@ async def import_markers(
             imported.stored[channel] = marker
         else:
             imported.kept.append(channel)
-    await storage.flush()
+    await flush(storage)
     return imported
 
 

@@ -7,10 +7,8 @@ import json
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
-from aiocometd.typing import JsonObject
-
 from ..exceptions import ReplayError
-from ..replay import ReplayMarker, ReplayMarkerStorage, instant
+from ..replay import DurableStorage, ReplayMarker, instant
 
 try:
     from redis import exceptions as redis_exceptions
@@ -38,7 +36,7 @@ return 1
 _NO_DATE: Final = -1e300
 
 
-class RedisStorage(ReplayMarkerStorage):
+class RedisStorage(DurableStorage):
     """Keeps markers in Redis, a hash a channel, for programs that run on more than one machine.
 
     Each marker is compared with the stored one and stored in a single step, so it is never moved
@@ -97,19 +95,12 @@ class RedisStorage(ReplayMarkerStorage):
         """
         await self._store(subscription, replay_marker, forced=True)
 
-    async def extract_replay_id(self, message: JsonObject) -> None:
-        """Store the marker of a message, unless the stored one is newer, in a single step.
+    async def set_unless_newer(self, subscription: str, replay_marker: ReplayMarker) -> None:
+        """Store a marker, unless the stored one is newer, in a single step.
 
         :raises ReplayError: if Redis cannot be reached or refuses it
         """
-        marker = self._marker_of(message)
-        if marker is None:
-            return
-        key = self._subscription_of(message)
-        forced = self._is_forced(key, message)
-        await self._store(key, marker, forced=forced)
-        if forced:
-            self._forced.pop(key, None)
+        await self._store(subscription, replay_marker, forced=False)
 
     async def _store(self, subscription: str, marker: ReplayMarker, *, forced: bool) -> None:
         try:

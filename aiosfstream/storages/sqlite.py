@@ -20,11 +20,13 @@ from aiocometd.typing import JsonObject
 
 from ..exceptions import ReplayError
 from ..replay import (
+    DurableStorage,
+    Hooks,
     ReplayMarker,
-    ReplayMarkerStorage,
     date_and_id,
+    follows,
     instant,
-    make_marker,
+    ordinary_channels,
     should_store,
 )
 
@@ -79,7 +81,7 @@ class _Pending:
             self.forced = self.forced or later.forced
 
 
-class SQLiteStorage(ReplayMarkerStorage):
+class SQLiteStorage(DurableStorage):
     """Keeps markers in an SQLite file, one row a channel, safe across crashes and processes.
 
     Markers are committed in groups, by a thread, so that neither the disk nor another process holds
@@ -100,7 +102,7 @@ class SQLiteStorage(ReplayMarkerStorage):
     :param commit_each: commit every marker by itself, and wait until it is on the disk
     """
 
-    _buffered = True
+    buffers = True
 
     def __init__(
         self,
@@ -201,62 +203,41 @@ class SQLiteStorage(ReplayMarkerStorage):
         self._add(subscription, _Pending(replay_marker, forced=True))
         await self.flush()
 
-    async def extract_replay_id(self, message: JsonObject) -> None:
-        """Store the marker of a message, unless the stored one is newer; committed with its group.
+    async def set_unless_newer(self, subscription: str, replay_marker: ReplayMarker) -> None:
+        """Store a marker, unless the stored one is newer; committed with its group.
 
         :raises ReplayError: if each is to be committed by itself and that fails
         """
-        self.store_nowait(message)
+        self._add(subscription, _Pending(replay_marker))
         if self._commit_each:
             await self.flush()
 
-    def direct_store(self) -> Callable[[JsonObject], None] | None:
+    def direct_store(self) -> Callable[[JsonObject], bool] | None:
         """Give what puts a marker into the group, unless each is committed or storing is replaced."""
-        plain = (
-            type(self).extract_replay_id is SQLiteStorage.extract_replay_id
-            and type(self).get_message_date is ReplayMarkerStorage.get_message_date
-            and "extract_replay_id" not in self.__dict__
-        )
-        if not plain or self._commit_each:
+        if self._commit_each or not _HOOKS.are_those_of(self):
             return None
-        aliases, forced, clock = self._aliases, self._forced, time.monotonic
+        is_ordinary, clock = ordinary_channels(self), time.monotonic
 
-        def store(message: JsonObject) -> None:
+        def store(message: JsonObject) -> bool:
             try:
-                # The common case: the group has an earlier event of the same kind and channel.
+                channel = message["channel"]
                 date, replay_id = date_and_id(message)
-                waiting = self._pending[message["channel"]]
-                known = waiting.marker[0]
-                if (
-                    known <= date
-                    and len(known) == len(date)
-                    and (known[-1] == date[-1] == "Z" or date.isdigit())
-                    and not forced
-                    and message["channel"] not in aliases
-                    and clock() - self._pending_since < GROUP_DELAY
-                ):
-                    waiting.marker = make_marker(ReplayMarker, (date, replay_id))
-                    return
-            except (KeyError, TypeError, IndexError):
-                # Anything out of the ordinary is looked at again, with care.
-                pass
-            self.store_nowait(message)
+                if not is_ordinary(channel) or not (date[-1:] == "Z" or date.isdigit()):
+                    return False
+            except (KeyError, TypeError, AttributeError):
+                return False
+            marker, waiting = ReplayMarker(date, replay_id), self._pending.get(channel)
+            if (
+                waiting is not None
+                and follows(waiting.marker, date, replay_id)
+                and clock() - self._pending_since < GROUP_DELAY
+            ):
+                waiting.marker = marker
+            else:
+                self._add(channel, _Pending(marker))
+            return True
 
         return store
-
-    def store_nowait(self, message: JsonObject) -> None:
-        """Put the marker of a message into the group that is committed next.
-
-        :param message: an event
-        """
-        marker = self._marker_of(message)
-        if marker is None:
-            return
-        key = self._subscription_of(message)
-        forced = self._is_forced(key, message)
-        self._add(key, _Pending(marker, forced))
-        if forced:
-            self._forced.pop(key, None)
 
     def _add(self, key: str, new: _Pending) -> None:
         if not self._pending:
@@ -429,6 +410,9 @@ class SQLiteStorage(ReplayMarkerStorage):
             thread.shutdown(wait=False)
         if database is not None:
             database.close()
+
+
+_HOOKS: Final = Hooks(SQLiteStorage, "set_unless_newer")
 
 
 class _Transaction:

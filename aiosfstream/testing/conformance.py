@@ -8,7 +8,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final, TypeAlias
 
-from aiosfstream.replay import ReplayMarker, ReplayMarkerStorage
+from aiosfstream.replay import (
+    ReplayMarker,
+    ReplayMarkerStorage,
+    direct_store_of,
+    flush,
+    overwrite_with,
+    store_marker,
+)
 
 __all__ = ["check_marker_storage"]
 
@@ -69,10 +76,10 @@ async def _opened(factory: Factory) -> AsyncIterator[ReplayMarkerStorage]:
     if isinstance(made, AbstractAsyncContextManager):
         async with made as storage:
             yield storage
-            await storage.flush()
+            await flush(storage)
     else:
         yield made
-        await made.flush()
+        await flush(made)
 
 
 def _demand(condition: bool, sentence: str) -> None:
@@ -194,8 +201,8 @@ async def _check_fallback(factory: Factory) -> None:
     async with _opened(factory) as storage:
         await storage.set_replay_marker("/u/Fallback", ReplayMarker(DATES[-1], 90))
         first, second = _event("/u/Fallback", 1, DATES[1]), _event("/u/Fallback", 2, DATES[0])
-        storage._overwrite_with(first)
-        await storage.extract_replay_id(first)
+        overwrite_with(storage, first)
+        await store_marker(storage, first)
         expected = ReplayMarker(DATES[1], 1)
         after = "the first message behind a fallback, which replaces the useless marker,"
         await _demand_marker(storage, "/u/Fallback", expected, after)
@@ -225,15 +232,16 @@ async def _check_processing(factory: Factory) -> None:
 
 async def _check_direct_way(factory: Factory) -> None:
     async with _opened(factory) as storage:
-        store = storage.direct_store()
+        store = direct_store_of(storage)
         if store is None:
             return
-        for number, date in enumerate(DATES):
-            store(_event("/u/Direct", number, date))
-        store(_event("/u/Direct", 0, DATES[0]))
+        events = [_event("/u/Direct", number, date) for number, date in enumerate(DATES)]
+        for event in (*events, events[0]):
+            if not store(event):
+                await store_marker(storage, event)
         expected = ReplayMarker(DATES[-1], len(DATES) - 1)
         await _demand_marker(storage, "/u/Direct", expected, "storing without waiting")
-        await storage.flush()
+        await flush(storage)
         await _demand_marker(storage, "/u/Direct", expected, "flush")
 
 
@@ -275,7 +283,7 @@ async def _check_overlapping(factory: Factory) -> None:
             *(one.extract_replay_id(event) for event in events),
             *(other.extract_replay_id(event) for event in reversed(events)),
         )
-        await asyncio.gather(one.flush(), other.flush())
+        await asyncio.gather(flush(one), flush(other))
         last = ReplayMarker(f"2017-04-09T18:31:{OVERLAPPING - 1:02}.000Z", OVERLAPPING - 1)
         for storage in (one, other):
             await _demand_marker(
