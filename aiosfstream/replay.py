@@ -325,7 +325,7 @@ class DurableStorage(ReplayMarkerStorage):
     buffers: bool = False
 
     async def set_unless_newer(self, subscription: str, replay_marker: ReplayMarker) -> None:
-        """Store a marker, unless the stored one is newer: the rule is :func:`should_store`.
+        """Store a marker, unless the stored one is newer: the rule is :func:`~aiosfstream.replay.should_store`.
 
         The inherited method reads first and then writes, so two programs that store at once can move a
         marker back. Override it where the database can compare and store in one step.
@@ -355,7 +355,7 @@ class DurableStorage(ReplayMarkerStorage):
         """Give a function that stores the marker of an ordinary message without waiting.
 
         It returns whether it has done so. If not, the message goes the long way, through
-        :meth:`extract_replay_id`, which must have the same result.
+        :meth:`~aiosfstream.ReplayMarkerStorage.extract_replay_id`, which must have the same result.
 
         :return: the function, or None where only the long way will do
         """

@@ -65,7 +65,7 @@ PASSING_REASONS: Final = ("limit", "exceeded", "503:", "too busy")
 
 
 class ExitStatus(IntEnum):
-    """The exit statuses of :func:`run_program`; the numbers are those of ``sysexits.h``."""
+    """The exit statuses of :func:`~aiosfstream.run_program`; the numbers are those of ``sysexits.h``."""
 
     #: It was asked to stop, and did.
     STOPPED = 0

@@ -21,7 +21,7 @@ from benchmarks import (
     markers,
     throughput,
 )
-from benchmarks.report import Section, load, machine
+from benchmarks.report import Section, Table, load, machine
 from benchmarks.settings import FULL, QUICK, Settings
 
 MEASUREMENTS: Final[dict[str, Callable[[Settings], Section]]] = {
@@ -88,7 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "settings": asdict(settings),
         "figures": {},
     }
-    tables = []
+    tables = [str(_origin(document))]
+    print(f"\n{tables[0]}", flush=True)
     for name in options.only or MEASUREMENTS:
         section = _measure(name, settings)
         document["figures"][name] = section.figures
@@ -97,6 +98,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
             tables.append(str(table))
     document["load_at_the_end"] = load()
     _write(output, document, tables)
+
+
+def _origin(document: dict[str, Any]) -> Table:
+    """Say when and on what it is measured: figures without that say nothing."""
+    machine = document["machine"]
+    versions = [f"{name} {number}" for name, number in machine["versions"].items() if number]
+    rows = [
+        ["Day", document["started"].partition("T")[0]],
+        ["Machine", f"{machine['cores']} cores, {machine['cpu']}"],
+        ["Python", machine["python"]],
+        ["Packages", ", ".join(versions)],
+        ["Load before", str(machine["load"])],
+    ]
+    return Table("When and where", ["What", "Value"], rows)
 
 
 def _measure(name: str, settings: Settings) -> Section:

@@ -11,7 +11,9 @@ _WIDTH: Final = 860
 _LABELS: Final = 250
 _BARS: Final = 430
 _ROW: Final = 26
-_COLOURS: Final = {"bare": "#8a8f98", "own": "#1f6feb", "peer": "#d9822b"}
+_COLOURS: Final = {"bare": "#8a8f98", "own": "#3f7fe8", "peer": "#d9822b"}
+#: The text takes the colour of the page that the picture is a part of.
+_INK: Final = "var(--color-foreground-primary, #1f2328)"
 
 
 def draw(figures: dict[str, Any]) -> str:
@@ -41,12 +43,9 @@ def draw(figures: dict[str, Any]) -> str:
             top += _ROW
         top += 22
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{top}"'
+        f'<svg xmlns="http://www.w3.org/2000/svg"'
         f' viewBox="0 0 {_WIDTH} {top}" role="img" aria-label="Events a second of each client"'
-        ' font-family="sans-serif" font-size="13">\n'
-        f'<rect width="{_WIDTH}" height="{top}" fill="#ffffff"/>\n'
-        + "\n".join(parts)
-        + "\n</svg>\n"
+        ' font-family="sans-serif" font-size="13">\n' + "\n".join(parts) + "\n</svg>\n"
     )
 
 
@@ -66,6 +65,4 @@ def _kind(name: str) -> str:
 
 def _text(x: int, y: int, text: str, *, bold: bool = False, anchor: str = "start") -> str:
     weight = ' font-weight="bold"' if bold else ""
-    return (
-        f'<text x="{x}" y="{y}" fill="#1f2328" text-anchor="{anchor}"{weight}>{escape(text)}</text>'
-    )
+    return f'<text x="{x}" y="{y}" style="fill: {_INK}" text-anchor="{anchor}"{weight}>{escape(text)}</text>'

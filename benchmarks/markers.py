@@ -63,7 +63,7 @@ def _table(settings: Settings, series: dict[str, dict[str, Series]]) -> Table:
     for kind, of in series.items():
         row = [LABELS[kind]]
         for one in of.values():
-            row += [one.text(2, 1e6), one.range(2, 1e6)] if one.values else ["-", "-"]
+            row += [one.text(2, 1e6), one.range(2, 1e6)] if one.values else ["n/a", ""]
         rows.append(row)
     return Table(
         "Storing a marker",

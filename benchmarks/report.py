@@ -30,16 +30,27 @@ class Table:
     note: str = ""
 
     def __str__(self) -> str:
-        """Give it as reStructuredText, which can be read as it is."""
-        widths = [max(map(len, column)) for column in zip(self.columns, *self.rows, strict=True)]
+        """Give it as reStructuredText, which is easy to read on a terminal, too."""
+        columns, *rows = map(self._with_ranges, [self.columns, *self.rows])
+        widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
         rule = "  ".join("=" * width for width in widths)
         lines = [self.title, "-" * len(self.title), ""]
-        lines += [rule, _line(self.columns, widths), rule]
-        lines += [_line(row, widths) for row in self.rows]
+        lines += [rule, _line(columns, widths), rule]
+        lines += [_line(row, widths) for row in rows]
         lines += [rule, ""]
         if self.note:
             lines += [self.note, ""]
         return "\n".join(lines)
+
+    def _with_ranges(self, row: Sequence[str]) -> list[str]:
+        """Put each range beside its figure: fewer columns fit on a page."""
+        cells: list[str] = []
+        for heading, cell in zip(self.columns, row, strict=True):
+            if heading != "range":
+                cells.append(cell)
+            elif cell:
+                cells[-1] += f" ({cell})"
+        return cells
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

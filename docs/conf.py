@@ -1,8 +1,14 @@
 """Sphinx configuration."""
 
+from html import escape
+from pathlib import Path
+from typing import Any, ClassVar
+
 from docutils import nodes
+from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.util.docutils import SphinxDirective
 
 from aiosfstream import __version__
 
@@ -31,15 +37,28 @@ nitpick_ignore_regex = [
     ),
     (
         r"py:.*",
-        r"(numbers|os|pathlib|pytest|redis|shelve|sqlite3|ssl|types|typing|yarl)\..*",
+        r"(numbers|os|pathlib|pytest|redis|shelve|signal|sqlite3|ssl|types|typing|yarl)\..*",
     ),
     (r"py:.*", r"[A-Za-z]+"),
-    (r"py:class", r"aiosfstream\._.*|aiosfstream\.exceptions\.FuncT"),
+    (r"py:class", r"aiosfstream\.(.*\.)?_.*|aiosfstream\.exceptions\.FuncT"),
 ]
 
 html_theme = "furo"
 html_title = f"aiosfstream {release}"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_js_files = ["tables.js"]
+
+# Addresses of pages that have moved, those of the documentation of 0.5.0 among them, and where what
+# stood there stands now.
+REDIRECTS = {
+    "install": "installation",
+    "guide": "index",
+    "changes": "changelog",
+    "api": "reference/index",
+    "howto/migrate": "from/aiosfstream-0.5",
+}
 
 # What the reader needs to know of a private alias is what it stands for.
 ALIASES = {
@@ -56,5 +75,51 @@ def resolve_alias(
     return None if meaning is None else nodes.emphasis(meaning, meaning)
 
 
+class Picture(SphinxDirective):
+    """An SVG as part of the page, so that it takes the colours of the page's theme."""
+
+    required_arguments = 1
+    has_content = True
+    option_spec: ClassVar[dict[str, Any]] = {"alt": directives.unchanged_required}
+
+    def run(self) -> list[nodes.Node]:
+        """Return a figure, with the directive's content as its caption."""
+        name, path = self.env.relfn2path(self.arguments[0])
+        self.env.note_dependency(name)
+        alt = escape(self.options["alt"], quote=True)
+        html = f'<div class="picture" role="img" aria-label="{alt}">{Path(path).read_text("utf-8")}</div>'
+        figure = nodes.figure("", nodes.raw("", html, format="html"))
+        if self.content:
+            caption, *_ = self.parse_content_to_nodes()
+            figure += nodes.caption("", "", *caption.children)
+        return [figure]
+
+
+STUB = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>Moved</title>
+<link rel="canonical" href="{target}">
+<meta http-equiv="refresh" content="0; url={target}">
+</head>
+<body><p>This page has moved <a href="{target}">here</a>.</p></body>
+</html>
+"""
+
+
+def write_redirects(app: Sphinx, exception: Exception | None) -> None:
+    """Leave a page at each old address that leads to the new one."""
+    if exception is not None or app.builder.format != "html":
+        return
+    for old, new in REDIRECTS.items():
+        stub = Path(app.outdir, f"{old}.html")
+        target = "../" * old.count("/") + f"{new}.html"
+        stub.parent.mkdir(exist_ok=True)
+        stub.write_text(STUB.format(target=target), encoding="utf-8")
+
+
 def setup(app: Sphinx) -> None:
+    app.add_directive("picture", Picture)
     app.connect("missing-reference", resolve_alias)
+    app.connect("build-finished", write_redirects)

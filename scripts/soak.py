@@ -1,6 +1,6 @@
 """Let a client live through faults for a long time, and look whether it grows.
 
-    python scripts/soak.py --minutes 60 --plot soak.png
+    python scripts/soak.py --minutes 60 --plot docs/soak.png --figures docs/soak-figures.txt
 
 A test server in a process of its own publishes at a high rate and breaks something twice a second or so:
 sessions and tokens end, connections are cut, answers are spoilt. This process has the client, and samples its
@@ -295,31 +295,60 @@ def plot(samples: Samples, path: Path) -> None:
     for axis, name in zip(axes, MEASURED, strict=True):
         axis.plot(samples.minutes, getattr(samples, name))
         axis.set_ylabel("memory, MiB" if name == "memory" else name)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, max(getattr(samples, name)) * 1.15)
     axes[-1].set_xlabel("minutes")
-    figure.savefig(path)
+    figure.align_ylabels()
+    figure.savefig(path, bbox_inches="tight")
 
 
-def report(samples: Samples, counts: Counts) -> bool:
-    """Print what came of it.
+def figures(samples: Samples, counts: Counts) -> dict[str, str]:
+    """Give what came of it, in words and numbers."""
+    seconds = samples.minutes[-1] * 60
+    third = len(samples.minutes) // 3
+    found = {
+        "Minutes": f"{seconds / 60:.0f}",
+        "Events": f"{counts.received:,}, {counts.received / seconds:,.0f} a second",
+        "Lost": str(counts.lost),
+        "Repeated or out of order": str(surplus_of(counts)),
+        **{name.capitalize(): told(value) for name, value in counts.summary.items()},
+        "Errors that the consumer got": str(counts.told),
+    }
+    for name in MEASURED:
+        values = getattr(samples, name)
+        means = mean(values[third : 2 * third]), mean(values[2 * third :])
+        unit = "Memory in MiB" if name == "memory" else name.capitalize()
+        found[f"{unit}: start, mean of the second and last third, maximum"] = (
+            f"{values[0]:.1f}, {means[0]:.1f}, {means[1]:.1f}, {max(values):.1f}"
+        )
+    return found
+
+
+def told(value: Any) -> str:
+    """Give what the server has counted, or listed, as text."""
+    return f"{value:,}" if isinstance(value, int) else ", ".join(value) or "none"
+
+
+def surplus_of(counts: Counts) -> int:
+    """Give the number of events that came again or too early."""
+    return counts.wrong + sum(len(one.received) for one in counts.channels.values())
+
+
+def report(samples: Samples, counts: Counts, path: Path | None) -> bool:
+    """Print what came of it, and write it as a table for the documentation.
 
     :return: whether all is well
     """
-    surplus = counts.wrong + sum(len(one.received) for one in counts.channels.values())
-    seconds = samples.minutes[-1] * 60
-    print(f"{counts.received} events in {seconds:.0f} s, {counts.received / seconds:.0f} a second")
-    print(f"{counts.lost} lost, {surplus} repeated or out of order")
-    print(", ".join(f"{name}: {value}" for name, value in counts.summary.items()))
-    print(f"errors that the consumer got: {counts.told}")
-    third = len(samples.minutes) // 3
-    for name in MEASURED:
-        values = getattr(samples, name)
-        middle, last = mean(values[third : 2 * third]), mean(values[2 * third :])
-        print(f"{name}: mean {middle:.1f}, then {last:.1f}; at most {max(values):.1f}")
+    found = figures(samples, counts)
+    for name, value in found.items():
+        print(f"{name}: {value}")
+    if path is not None:
+        rows = [f"   * - {name}\n     - {value}\n" for name, value in found.items()]
+        head = ".. list-table::\n   :widths: 60 40\n\n"
+        path.write_text(head + "".join(rows), encoding="utf-8")
     grown = samples.grown()
     if grown:
         print(f"has grown: {', '.join(grown)}")
-    return not (grown or counts.lost or surplus or counts.summary["violations"])
+    return not (grown or counts.lost or surplus_of(counts) or counts.summary["violations"])
 
 
 def main() -> int:
@@ -328,6 +357,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", type=Path, help="write a PNG")
+    parser.add_argument("--figures", type=Path, help="write a table for the documentation")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
@@ -339,7 +369,7 @@ def main() -> int:
         return 1
     if options.plot is not None:
         plot(samples, options.plot)
-    return 0 if report(samples, counts) else 1
+    return 0 if report(samples, counts, options.figures) else 1
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
 import asyncio
 import importlib.util
+import json
 import re
 import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -23,6 +26,8 @@ EXAMPLES = DOCS / "examples"
 PAGES = sorted(path for path in DOCS.rglob("*.rst") if "_build" not in path.parts)
 CHANNEL = "/event/Low_Ink__e"
 PATIENCE = 20
+#: Characters that fit into the column of a page.
+WIDTH = 88
 
 ResultT = TypeVar("ResultT")
 
@@ -135,8 +140,134 @@ def test_every_example_is_run_by_a_test() -> None:
 
 @pytest.mark.parametrize("name", aiosfstream.__all__)
 def test_every_public_name_is_in_the_reference(name: str) -> None:
-    page = (DOCS / "api.rst").read_text(encoding="utf-8")
-    assert re.search(rf"^\.\. auto\w+:: {name}$", page, re.MULTILINE), f"api.rst lacks {name}"
+    pages = [path.read_text(encoding="utf-8") for path in (DOCS / "reference").glob("*.rst")]
+    pattern = re.compile(rf"^\.\. (auto\w+|data):: {name}$", re.MULTILINE)
+    assert any(map(pattern.search, pages)), f"the reference lacks {name}"
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the documentation, with warnings as errors."""
+    output = tmp_path_factory.mktemp("html")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
+    done = subprocess.run(
+        [*command, str(DOCS), str(output)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return output
+
+
+@dataclass
+class Found(HTMLParser):
+    """What a built page shows.
+
+    :ivar tables: of each table the number of cells of each row
+    :ivar blocks: the text of each block of code
+    """
+
+    tables: list[list[int]] = field(default_factory=list)
+    blocks: list[str] = field(default_factory=list)
+    in_block: bool = False
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append(0)
+        elif tag in {"td", "th"}:
+            self.tables[-1][-1] += 1
+        elif tag == "pre":
+            self.in_block = True
+            self.blocks.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "pre":
+            self.in_block = False
+
+    def handle_data(self, data: str) -> None:
+        if self.in_block:
+            self.blocks[-1] += data
+
+
+def built(html: Path, page: Path) -> Found:
+    """Return what the built *page* shows."""
+    found = Found()
+    name = page.relative_to(DOCS).with_suffix(".html")
+    found.feed((html / name).read_text(encoding="utf-8"))
+    return found
+
+
+def included(page: Path) -> str:
+    """Return the source of *page* with what it includes."""
+
+    def read(match: re.Match[str]) -> str:
+        return (page.parent / match[1]).read_text(encoding="utf-8")
+
+    return re.sub(r"^\.\. include:: (\S+)$", read, page.read_text(encoding="utf-8"), flags=re.M)
+
+
+def tables_of(source: str) -> list[list[int]]:
+    """Return of each table in *source* the number of cells of each row."""
+    tables: list[list[int]] = []
+    rows: list[int] | None = None
+    rules = 0
+    for line in source.splitlines():
+        if re.match(r" *\.\. list-table::", line):
+            tables.append([])
+            rows, rules = tables[-1], 0
+        elif re.fullmatch(r"=+(  +=+)+", line):
+            # A table of figures that a program has written: three rules, one line to a row.
+            rules += 1
+            if rules == 1:
+                tables.append([])
+                rows = tables[-1]
+            elif rules == 3:
+                rows, rules = None, 0
+        elif rules and rows is not None:
+            rows.append(len(re.split(r"  +", line.strip())))
+        elif rows is not None and re.match(r" +\* -( |$)", line):
+            rows.append(1)
+        elif rows and re.match(r" +  -( |$)", line):
+            rows[-1] += 1
+        elif line and not line.startswith(" "):
+            rows = None
+    return tables
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_every_table_shows_the_rows_and_cells_of_its_source(html: Path, page: Path) -> None:
+    assert built(html, page).tables == tables_of(included(page))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_a_table_that_a_person_writes_is_a_list(page: Path) -> None:
+    """In a simple table a first column that goes on in the next line begins another row."""
+    source = page.read_text(encoding="utf-8")
+    assert re.search(r"^ *=+(  +=+)+ *$|^ *\+[-=+]+\+$", source, re.MULTILINE) is None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_a_block_of_code_fits_into_its_column(html: Path, page: Path) -> None:
+    for block in built(html, page).blocks:
+        for line in block.splitlines():
+            assert len(line) <= WIDTH, f"{len(line)} characters: {line}"
+
+
+def test_the_addresses_of_the_old_documentation_lead_somewhere(html: Path) -> None:
+    for old in ("install", "guide", "changes", "quickstart", "advanced", "api", "index"):
+        page = (html / f"{old}.html").read_text(encoding="utf-8")
+        moved = re.search(r'http-equiv="refresh" content="0; url=([^"]+)"', page)
+        assert moved is None or (html / moved[1]).is_file(), f"{old} leads nowhere"
+
+
+@pytest.mark.parametrize("word", ["reconnect", "troubleshoot"])
+def test_the_search_finds_what_people_look_for(html: Path, word: str) -> None:
+    index = (html / "searchindex.js").read_text(encoding="utf-8")
+    found = json.loads(index.removeprefix("Search.setIndex(").removesuffix(")"))
+    assert word in {**found["terms"], **found["titleterms"]}
 
 
 def test_the_program_in_the_readme_is_the_quickstart() -> None:
@@ -216,6 +347,15 @@ async def test_start_points(server: StreamingServer, monkeypatch: pytest.MonkeyP
         await run.subscribed()
         new = server.publish(CHANNEL, ink(0.2))
         assert await run.line() == f"{CHANNEL} {new}"
+
+
+async def test_from_simple_salesforce(server: StreamingServer) -> None:
+    header = {"entityName": "Account", "changeType": "UPDATE", "recordIds": ["001"]}
+    async with Run("from_simple_salesforce", server) as run:
+        await run.subscribed("/data/AccountChangeEvent")
+        payload = {"ChangeEventHeader": header, "Name": "Acme"}
+        server.publish("/data/AccountChangeEvent", payload)
+        assert await run.line() == "UPDATE ['001'] Acme"
 
 
 async def test_errors_tells_of_a_lost_connection_and_goes_on(server: StreamingServer) -> None:

@@ -156,9 +156,24 @@ async def test_the_tutorial(tmp_path: Path) -> None:
         # What was processed last before the kill may come again.
         assert sorted(set(orders)) == list(range(1, max(orders) + 1))
         assert len(orders) - len(set(orders)) <= 1
+        await take_the_org_away(org, environment, max(orders))
     finally:
         await org.end(signal.SIGINT)
     assert org.errors == ""
+
+
+async def take_the_org_away(org: Program, environment: dict[str, str], last: int) -> None:
+    """Do step 5: a short outage is not noticed, and the org is the same one after it."""
+    consumer = Program("tutorial_consumer", org.output.with_name("consumer.out"), environment)
+    await wait_until(lambda: max(orders_of(consumer)) > last)
+    for word in ("away", "back"):
+        org.press_enter()
+        await wait_until(lambda: f"The org is {word}" in org.lines()[-1])  # noqa: B023
+    seen = max(orders_of(consumer))
+    await wait_until(lambda: max(orders_of(consumer)) > seen + 1)
+    await consumer.end(signal.SIGINT)
+    assert consumer.errors == ""
+    assert sorted(set(orders_of(consumer))) == list(range(1, max(orders_of(consumer)) + 1))
 
 
 def orders_of(program: Program) -> list[int]:

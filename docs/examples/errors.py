@@ -26,8 +26,8 @@ async def stream(client: Client) -> None:
                 raise
             print("cannot log in for now:", error)
         except ServerError as error:
-            # A channel that could not be resumed is named here; the others go on. If the
-            # whole session has ended, the client is closed and this loop ends.
+            # A channel that could not be resumed is named here; the others go on.
+            # If the whole session has ended, the client is closed and this loop ends.
             print("refused:", error)
         except ReplayError as error:
             # The message was not lost: it comes again.

@@ -11,8 +11,8 @@ from redis.exceptions import ResponseError
 
 STREAM, GROUP = "orders", "workers"
 NAME = f"{socket.gethostname()}-{os.getpid()}"
-#: Milliseconds after which an unacknowledged event is given to another worker. This must
-#: be longer than processing an event ever takes.
+#: Milliseconds after which an unacknowledged event is given to another worker. This
+#: must be longer than processing an event ever takes.
 IDLE = int(os.environ.get("IDLE", "60000"))
 
 

@@ -18,7 +18,7 @@ CLIENT = web.AppKey("client", Client)
 
 
 async def live(request: web.Request) -> web.Response:
-    """Answer, which shows that the event loop is not blocked. Check nothing else here."""
+    """Answer: the event loop is not blocked. Check nothing else here."""
     return web.Response(text="alive\n")
 
 

@@ -30,8 +30,8 @@ async def work(queue: "asyncio.Queue[Task]") -> None:
     while True:
         message, in_flight = await queue.get()
         async with in_flight:
-            # The marker passes a block that has failed, so decide in here what to do with
-            # an event that cannot be processed: try again, put it aside, or stop.
+            # The marker passes a block that has failed, so decide in here what to do
+            # with an event that cannot be processed: try again, put it aside, or stop.
             try:
                 await process(message)
             except ValueError as error:

@@ -1,4 +1,4 @@
-"""Process every order, also those that come while this program does not run."""
+"""Process every order, including those published while this program was stopped."""
 
 import asyncio
 import contextlib
