@@ -22,7 +22,14 @@ REDIS = ["redis>=5.0"]
 # The reference imports every public module, the storage in Redis included.
 DOCS = [*REDIS, "Sphinx>=8.1", "furo>=2024.8.6"]
 LINT = ["ruff>=0.17,<0.18"]
-TYPES = ["mypy>=2.4,<2.5", "pyright>=1.1.400", "types-docutils", "types-psutil", "types-PyYAML"]
+TYPES = [
+    "async-timeout>=4.0",
+    "mypy>=2.4,<2.5",
+    "pyright>=1.1.400",
+    "types-docutils",
+    "types-psutil",
+    "types-PyYAML",
+]
 # What pytest needs to run everything in ``tests``: the documentation is built there too, and the
 # type checkers run over programs of users.
 TESTS = [
@@ -83,7 +90,11 @@ setup(
     packages=find_packages(include=["aiosfstream", "aiosfstream.*"]),
     package_data={"aiosfstream": ["py.typed"]},
     python_requires=">=3.10",
-    install_requires=["aiohttp>=3.13.4,<4", "aiocometd==0.4.5"],
+    install_requires=[
+        "aiohttp>=3.13.4,<4",
+        "aiocometd==0.4.5",
+        "async-timeout>=4.0,<6; python_version < '3.11'",
+    ],
     extras_require={
         "jwt": JWT,
         "redis": REDIS,

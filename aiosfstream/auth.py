@@ -23,6 +23,7 @@ from aiocometd.extensions import AuthExtension
 from aiocometd.typing import Headers, Payload, SSLValidationMode
 
 from ._http import post as _http
+from ._http.deadline import Limits
 from ._oauth.advice import advise
 from ._oauth.answers import clock_lag, is_expired, is_signed
 from ._oauth.flight import in_time, retrieve, wait_patiently
@@ -451,7 +452,7 @@ class AuthenticatorBase(AuthExtension):
             self._token_url,
             urlencode(form).encode(),
             _FORM_HEADERS,
-            timeout=aiohttp.ClientTimeout(total=self.request_timeout),
+            limits=Limits(*[self.request_timeout] * 3),
             ssl=ssl,
         )
         if isinstance(answer, _http.Failure):

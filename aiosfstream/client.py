@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from enum import Enum, unique
-from functools import lru_cache, partial
+from functools import partial
 from itertools import repeat
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar, cast
@@ -364,7 +364,6 @@ class Client(BaseClient):
             else None,
             report=self._report,
             request_timeout=phase,
-            timeout=_timeout(phase),
             ssl=self.ssl,
             json_dumps=dumps,
             json_loads=loads,
@@ -693,12 +692,6 @@ def _storing_failed(message: JsonObject, error: Exception) -> ReplayError:
         f" {type(error).__name__}: {error!s:.300};"
         " the next receive() gives this message again"
     )
-
-
-@lru_cache(maxsize=16)
-def _timeout(phase: float) -> aiohttp.ClientTimeout:
-    # One for all clients, of which there may be thousands.
-    return aiohttp.ClientTimeout(total=None, sock_connect=phase)
 
 
 def _check_api_version(api_version: str) -> None:

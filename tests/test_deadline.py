@@ -1,205 +1,123 @@
-"""One timer for all requests of a task."""
+"""How long a request may take: each limit is its own."""
 
 from __future__ import annotations
 
 import asyncio
-import sys
-from typing import Any, cast
+import time
+from collections.abc import AsyncIterator
 
+import aiohttp
 import pytest
 
-from aiosfstream._http.deadline import Deadline
+from aiosfstream._http.deadline import Limits, limits_for
+from aiosfstream._http.post import Answer, Failure, Trouble, post
 
 
-class Timer:
-    """A timer of :class:`Loop`."""
-
-    def __init__(self, end: float, callback: Any) -> None:
-        self.end = end
-        self.callback = callback
-        self.cancelled = False
-
-    def when(self) -> float:
-        """Give the time of it."""
-        return self.end
-
-    def cancel(self) -> None:
-        """Do not ring."""
-        self.cancelled = True
+def test_the_limits_of_a_request() -> None:
+    assert limits_for(10) == Limits(connect=10, silence=10, total=40)
+    assert limits_for(10, 110) == Limits(connect=10, silence=120, total=150)
 
 
-class Loop:
-    """The clock and the timers of an event loop, moved by hand; counts the timers."""
+class Dripping:
+    """A server that sends the parts of an answer one after the other, each after a pause."""
 
     def __init__(self) -> None:
-        self.now = 1000.0
-        self.timers: list[Timer] = []
+        self.pause = 0.0
+        self.parts = [b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n", *[b"x"] * 20]
+        self.sent = 0
 
-    def time(self) -> float:
-        """Give the time."""
-        return self.now
-
-    def call_at(self, when: float, callback: Any) -> Timer:
-        """Set a timer."""
-        self.timers.append(Timer(when, callback))
-        return self.timers[-1]
-
-    def wait(self, seconds: float) -> None:
-        """Let time pass and timers ring."""
-        end = self.now + seconds
-        while due := [t for t in self.timers if not t.cancelled and t.end <= end]:
-            timer = min(due, key=Timer.when)
-            timer.cancelled, self.now = True, timer.end
-            timer.callback()
-        self.now = end
-
-    @property
-    def waiting(self) -> int:
-        """The number of timers that have not rung."""
-        return sum(not timer.cancelled for timer in self.timers)
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one request."""
+        self.sent = 0
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            for part in self.parts:
+                await asyncio.sleep(self.pause)
+                writer.write(part)
+                await writer.drain()
+                self.sent += 1
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
 
 
-class Task:
-    """What is cancelled."""
+class Drips:
+    """Requests to that server."""
 
-    cancelled = 0
-    taken_back = 0
+    def __init__(self, server: Dripping, url: str, session: aiohttp.ClientSession) -> None:
+        self.server, self.url, self.session = server, url, session
 
-    def cancel(self) -> None:
-        """Count."""
-        self.cancelled += 1
-
-    def cancelling(self) -> int:
-        """Give how many are in force."""
-        return self.cancelled - self.taken_back
-
-    def uncancel(self) -> int:
-        """Count one less."""
-        self.taken_back += 1
-        return self.cancelling()
-
-
-class Case:
-    """A deadline with its clock and its task."""
-
-    def __init__(self) -> None:
-        self.loop = Loop()
-        self.task = Task()
-        self.deadline = Deadline(cast(asyncio.AbstractEventLoop, self.loop))
-
-    def start(self, silence: float, total: float) -> None:
-        """Begin to count."""
-        self.deadline.prepare(cast("asyncio.Task[None]", self.task), silence, total)
-        self.deadline.start()
+    async def take(self, pause: float, silence: float, total: float) -> Answer | Failure:
+        """Take an answer whose parts come after *pause* each."""
+        self.server.pause = pause
+        limits = Limits(connect=5, silence=silence, total=total)
+        return await post(self.session, self.url, b"[]", {}, limits=limits)
 
 
 @pytest.fixture
-def case() -> Case:
-    """A deadline at the beginning."""
-    return Case()
+async def drips() -> AsyncIterator[Drips]:
+    server = Dripping()
+    listener = await asyncio.start_server(server.serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/"
+    async with aiohttp.ClientSession() as session:
+        yield Drips(server, url, session)
+    listener.close()
+    await listener.wait_closed()
 
 
-def test_silence_ends_it(case: Case) -> None:
-    case.start(10, 40)
-    case.loop.wait(9.9)
-    assert (case.task.cancelled, case.deadline.passed) == (0, False)
-    case.loop.wait(0.2)
-    assert (case.task.cancelled, case.deadline.passed) == (1, True)
-    case.loop.wait(1000)
-    assert case.task.cancelled == 1
+async def test_each_piece_counts_the_silence_anew(drips: Drips) -> None:
+    # All of it takes twice as long as the silence may.
+    answer = await drips.take(pause=0.02, silence=0.2, total=10)
+    assert isinstance(answer, Answer)
+    assert answer.body == b"x" * 20
 
 
-def test_what_comes_extends_it_but_not_for_ever(case: Case) -> None:
-    case.start(10, 40)
-    for _ in range(4):
-        case.loop.wait(9)
-        case.deadline.extend()
-    assert case.task.cancelled == 0
-    case.loop.wait(3.9)
-    assert case.task.cancelled == 0
-    case.loop.wait(0.2)
-    assert case.task.cancelled == 1
+async def test_silence_ends_it(drips: Drips) -> None:
+    started = time.monotonic()
+    failure = await drips.take(pause=5, silence=0.1, total=10)
+    assert isinstance(failure, Failure)
+    assert failure.trouble is Trouble.LOST
+    assert "no answer in time" in str(failure.error)
+    assert time.monotonic() - started < 3
 
 
-def test_an_answer_ends_the_count(case: Case) -> None:
-    case.start(10, 40)
-    case.deadline.stop()
-    case.loop.wait(1000)
-    assert (case.task.cancelled, case.deadline.passed) == (0, False)
-    assert case.loop.waiting == 0
+async def test_pieces_do_not_extend_it_for_ever(drips: Drips) -> None:
+    started = time.monotonic()
+    failure = await drips.take(pause=0.05, silence=0.25, total=0.6)
+    assert isinstance(failure, Failure)
+    assert failure.trouble is Trouble.LOST
+    # It went on for longer than one silence, and not to the end.
+    assert time.monotonic() - started > 0.5
+    assert drips.server.sent < 20
 
 
-def test_a_request_takes_up_the_count_anew(case: Case) -> None:
-    case.start(10, 40)
-    case.loop.wait(11)
-    assert case.deadline.passed
-    case.start(10, 40)
-    assert not case.deadline.passed
-    case.loop.wait(9)
-    assert case.task.cancelled == 1
-    case.loop.wait(2)
-    assert case.task.cancelled == 2
+async def test_the_total_counts_before_the_first_piece(drips: Drips) -> None:
+    started = time.monotonic()
+    failure = await drips.take(pause=5, silence=5, total=0.1)
+    assert isinstance(failure, Failure)
+    assert time.monotonic() - started < 3
 
 
-def test_requests_share_a_timer(case: Case) -> None:
-    for _ in range(1000):
-        case.start(125, 170)
-        case.loop.wait(0.1)
-        case.deadline.stop()
-    assert len(case.loop.timers) == 1
-    case.start(125, 170)
-    case.loop.wait(124)
-    assert case.task.cancelled == 0
-    assert case.loop.waiting == 1
-    case.loop.wait(2)
-    assert case.task.cancelled == 1
+async def test_a_request_in_time_leaves_no_timer(drips: Drips) -> None:
+    assert isinstance(await drips.take(pause=0, silence=0.2, total=0.3), Answer)
+    await asyncio.sleep(0.4)
 
 
-def test_a_shorter_time_is_kept(case: Case) -> None:
-    case.start(125, 170)
-    case.deadline.stop()
-    case.start(5, 20)
-    assert case.loop.waiting == 1
-    case.loop.wait(5.1)
-    assert case.task.cancelled == 1
+async def test_a_cancellation_is_no_timeout(drips: Drips) -> None:
+    task = asyncio.create_task(drips.take(pause=5, silence=10, total=10))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
-def test_closing_lets_go_of_the_timer(case: Case) -> None:
-    case.start(10, 40)
-    case.deadline.close()
-    assert case.loop.waiting == 0
-    case.loop.wait(100)
-    assert case.task.cancelled == 0
-    case.deadline.close()
+async def test_a_cancellation_beside_the_end_of_the_time_stays_one(drips: Drips) -> None:
+    async def cancelled_at_the_end() -> object:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().call_later(0.1, task.cancel)
+        return await drips.take(pause=5, silence=0.1, total=0.1)
 
-
-def test_one_for_a_single_request_keeps_no_timer(case: Case) -> None:
-    once = Deadline(cast(asyncio.AbstractEventLoop, case.loop), once=True)
-    once.prepare(cast("asyncio.Task[None]", case.task), 10, 40)
-    once.start()
-    assert case.loop.waiting == 1
-    once.stop()
-    assert case.loop.waiting == 0
-
-
-def test_only_its_own_cancellation_is_taken_back(case: Case) -> None:
-    case.start(10, 40)
-    case.task.cancel()
-    assert not case.deadline.take_back()
-    assert case.task.taken_back == 0
-
-
-def test_a_task_that_was_cancelled_before_goes_on(case: Case) -> None:
-    case.task.cancel()
-    case.start(10, 40)
-    case.loop.wait(11)
-    assert case.deadline.take_back()
-
-
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 does not count cancellations")
-def test_a_cancellation_at_the_same_time_stays(case: Case) -> None:
-    case.start(10, 40)
-    case.loop.wait(11)
-    case.task.cancel()
-    assert not case.deadline.take_back()
-    assert case.task.cancelling() == 1
+    results = await asyncio.gather(cancelled_at_the_end(), return_exceptions=True)
+    assert isinstance(results[0], (asyncio.CancelledError, Failure))

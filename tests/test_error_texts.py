@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from aiosfstream import exceptions
-from aiosfstream._http import post as _http
+from aiosfstream._http import failures
 from aiosfstream._oauth import advice
 from aiosfstream.storages import sqlite
 
@@ -29,7 +29,15 @@ BUILTIN = {
     "TypeError",
     "ValueError",
 }
-OTHER = {"ArgumentTypeError", "DatabaseError", "PickleError", "UsageError"}
+OTHER = {
+    "ArgumentTypeError",
+    "DatabaseError",
+    "EncodingError",
+    "InvalidURL",
+    "PickleError",
+    "UnreadableError",
+    "UsageError",
+}
 CLASSES = OURS | BUILTIN | OTHER
 
 #: Functions that build an error around a text that each of their callers gives, and which argument
@@ -37,7 +45,6 @@ CLASSES = OURS | BUILTIN | OTHER
 AROUND = {
     ("auth", "_unreachable"): "what",
     ("auth", "_useless"): "what",
-    ("_http.post", "_failure"): "what",
 }
 
 #: Functions that build an error of their own, and are held to the rules there.
@@ -58,6 +65,7 @@ BUILDERS = {
 ADVICE = {
     "_NEXT_STEPS[trouble]",
     "advice",
+    "kind.step",
     "step",
 }
 
@@ -99,7 +107,7 @@ NOT_TOLD = {
     (
         "_http.bodies",
         "parse_json",
-        "ValueError",
+        "UnreadableError",
     ): "caught by each caller, which has a sentence for it",
     ("_cli.pickles", "read_pickle", "PickleError"): "quoted by the reader of shelves",
     ("_cli.pickles", "_rebuild", "PickleError"): "quoted by the reader of shelves",
@@ -107,6 +115,10 @@ NOT_TOLD = {
     ("_cli.pickles", "_Machine._build", "PickleError"): "quoted by the reader of shelves",
     ("_cli.pickles", "_Machine.result", "PickleError"): "quoted by the reader of shelves",
     ("_cli.pickles", "_call", "PickleError"): "quoted by the reader of shelves",
+    ("_http.encodings", "Decoder.__init__", "EncodingError"): "quoted by error_failure()",
+    ("_http.encodings", "Decoder.decode", "EncodingError"): "quoted by error_failure()",
+    ("_http.encodings", "Decoder.end", "EncodingError"): "quoted by error_failure()",
+    ("_http.post", "_parsed", "InvalidURL"): "error_failure() has a sentence for it",
     ("auth", "AuthenticatorBase._post_with", "_unreachable"): "the sentence of _http.post",
     ("exceptions", "translate", "ServerError"): "aiocometd's sentence; str() adds the rest",
     ("replay", "date_and_id", "KeyError"): "caught by the caller: the event takes the long way",
@@ -376,7 +388,7 @@ def test_the_tables_have_nothing_that_is_not_there() -> None:
 
 
 ADVISING = [
-    *(_http._NEXT_STEPS.values()),
+    *(kind.step for kind in failures.KINDS),
     *(text for _, text in exceptions._ADVICE),
     exceptions._LOOK_IT_UP,
     *(text for _, text in advice._ADVICE),
@@ -392,8 +404,16 @@ def test_advice_says_what_to_do(text: str) -> None:
     assert NEXT_STEP.search(text)
 
 
-def test_every_kind_of_failed_request_has_advice() -> None:
-    assert set(_http._NEXT_STEPS) == set(_http.Trouble)
+def test_every_kind_of_failed_request_is_told() -> None:
+    assert {kind.trouble for kind in failures.KINDS} == set(failures.Trouble)
+
+
+@pytest.mark.parametrize("kind", failures.KINDS)
+def test_a_failed_request_is_told_in_one_sentence(kind: failures.Kind) -> None:
+    assert kind.what.format("details") + "; " + kind.step
+    assert not kind.what[0].isupper()
+    assert not kind.step[0].isupper()
+    assert "." not in kind.what + kind.step
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ from hypothesis import strategies as st
 
 from aiosfstream import TransportError
 from aiosfstream._http import post as _http
+from aiosfstream._http.deadline import Limits, limits_for
+from aiosfstream._http.failures import MAX_RETRY_AFTER
 from aiosfstream._http.post import Answer, Failure, Trouble
 from tests.support import until
 
@@ -88,8 +90,8 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
 
 async def post(session: aiohttp.ClientSession, url: str, **options: Any) -> Answer | Failure:
     """Post something, and give up soon."""
-    timeout = aiohttp.ClientTimeout(total=5, sock_read=0.2)
-    return await _http.post(session, url, b"[]", {}, timeout=timeout, **options)
+    options.setdefault("limits", Limits(connect=5, silence=0.3, total=5))
+    return await _http.post(session, url, b"[]", options.pop("headers", {}), **options)
 
 
 async def messages(session: aiohttp.ClientSession, server: Server) -> Any:
@@ -126,17 +128,15 @@ async def test_an_answer_that_is_too_large(
     session: aiohttp.ClientSession,
     server: Server,
     compressed: bool,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_http, "MAX_ANSWER_SIZE", 1000)
     body = b" " * 1001
     if compressed:
         server.respond(200, gzip.compress(body), Content_Encoding="gzip")
     else:
         server.respond(200, body)
-    failure = await post(session, server.url)
+    failure = await post(session, server.url, max_size=1000)
     assert isinstance(failure, Failure)
-    assert failure.trouble is Trouble.LOST
+    assert failure.trouble is Trouble.UNREADABLE
     assert "1000 bytes" in str(failure.error)
 
 
@@ -166,7 +166,7 @@ async def test_a_connection_that_is_not_made_in_time(session: aiohttp.ClientSess
             f"http://127.0.0.1:{listener.getsockname()[1]}/",
             b"[]",
             {},
-            timeout=aiohttp.ClientTimeout(total=5, sock_connect=0.1),
+            limits=Limits(connect=0.1, silence=5, total=5),
         )
     assert isinstance(failure, Failure)
     assert failure.trouble is Trouble.NOT_SENT
@@ -237,9 +237,7 @@ async def test_no_url(session: aiohttp.ClientSession, url: str) -> None:
 
 
 async def test_a_header_that_cannot_be_sent(session: aiohttp.ClientSession, server: Server) -> None:
-    failure = await _http.post(
-        session, server.url, b"", {"X": "a\r\nb"}, timeout=aiohttp.ClientTimeout(total=1)
-    )
+    failure = await _http.post(session, server.url, b"", {"X": "a\r\nb"}, limits=limits_for(1))
     assert isinstance(failure, Failure)
     assert failure.trouble is Trouble.REJECTED
 
@@ -423,14 +421,12 @@ async def test_the_largest_answer(
     session: aiohttp.ClientSession,
     server: Server,
     count: int,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_http, "MAX_ANSWER_SIZE", 1000)
     body = b" " * count
     plain = f"HTTP/1.1 200 X\r\nContent-Length: {count}\r\nConnection: close\r\n\r\n".encode()
     for answer in (plain + body, CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n" % (count, body)):
         server.answer = answer
-        result = await post(session, server.url)
+        result = await post(session, server.url, max_size=1000)
         assert isinstance(result, Answer if count <= 1000 else Failure)
 
 
@@ -438,9 +434,7 @@ async def test_a_server_that_trickles_is_given_up_in_the_end(
     session: aiohttp.ClientSession, server: Server
 ) -> None:
     server.answer, server.hang = PARTIAL, True
-    failure = await _http.post(
-        session, server.url, b"[]", {}, timeout=aiohttp.ClientTimeout(total=0.05)
-    )
+    failure = await post(session, server.url, limits=Limits(connect=5, silence=5, total=0.5))
     assert isinstance(failure, Failure)
     assert failure.trouble is Trouble.LOST
     assert "no answer in time" in str(failure.error)
@@ -482,7 +476,7 @@ DATES = st.from_regex(
 @given(st.text() | st.integers().map(str) | DATES, st.sampled_from([408, 429, 500, 503]))
 def test_any_retry_after_gives_a_sound_number_or_none(value: str, status: int) -> None:
     failure = _http.status_failure(Answer("http://x", status, {"Retry-After": value}, b""))
-    assert failure.retry_after is None or 0.0 <= failure.retry_after <= _http.MAX_RETRY_AFTER
+    assert failure.retry_after is None or 0.0 <= failure.retry_after <= MAX_RETRY_AFTER
 
 
 @given(st.text())

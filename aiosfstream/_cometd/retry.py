@@ -49,6 +49,7 @@ _TROUBLE: Final = {
     Trouble.NOT_SENT: Verdict.RETRY,
     Trouble.THROTTLED: Verdict.RETRY,
     Trouble.LOST: Verdict.RENEW_LOST,
+    Trouble.UNREADABLE: Verdict.RENEW_LOST,
     Trouble.UNAUTHORIZED: Verdict.LOG_IN,
     Trouble.FORBIDDEN: Verdict.LOG_IN,
     Trouble.REDIRECTED: Verdict.STOP,

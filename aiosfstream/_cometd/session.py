@@ -962,7 +962,7 @@ class Session:
             # That session has been given up already, so its refusals tell nothing new.
             return isinstance(result, dict) and judge_request(result) is not Verdict.PROCEED
         if isinstance(result, Failure):
-            if result.trouble is Trouble.LOST:
+            if result.trouble in (Trouble.LOST, Trouble.UNREADABLE):
                 self._failed(result, now)
                 return False
             if result.trouble in (Trouble.UNAUTHORIZED, Trouble.FORBIDDEN):

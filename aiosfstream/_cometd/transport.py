@@ -16,16 +16,13 @@ from copy import copy
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import aiohttp
-from aiocometd.constants import ConnectionType, TransportState
+from aiocometd.constants import ConnectionType, MetaChannel, TransportState
 from aiocometd.extensions import AuthExtension, Extension
 from aiocometd.transports.abc import Transport
 from aiocometd.typing import JsonObject, SSLValidationMode
-from aiohttp.abc import AbstractCookieJar
-from yarl import URL
 
 from .._http import post as _http
-from .._http.cookies import CookieJar
-from .._http.deadline import Deadline
+from .._http.deadline import limits_for
 from .._http.post import Failure, Trouble
 from ..events import ConnectionEvent, ConnectionEventKind
 from ..exceptions import (
@@ -58,7 +55,6 @@ _NO_CONTEXT: Final = Context()
 _HEADERS: Final = {"Content-Type": "application/json;charset=UTF-8", "Accept": "application/json"}
 #: Before Python 3.12 a member of an enum is found by a function in Python.
 _CONNECTED: Final = State.CONNECTED
-_USUAL_HEADERS: Final = {*_HEADERS, "Authorization"}
 
 
 class Owner(Protocol):
@@ -85,7 +81,6 @@ class Settings(NamedTuple):
     :ivar before_poll: awaited before each connect, or None
     :ivar report: called with every event that an observer should know of
     :ivar request_timeout: seconds for each phase of a request
-    :ivar timeout: aiohttp's part in that
     :ivar ssl: how TLS is verified, as aiohttp takes it
     :ivar json_dumps: serialises messages
     :ivar json_loads: parses messages
@@ -97,7 +92,6 @@ class Settings(NamedTuple):
     before_poll: Callable[[], Awaitable[None]] | None
     report: Callable[[ConnectionEvent], None]
     request_timeout: float
-    timeout: aiohttp.ClientTimeout
     ssl: SSLValidationMode | None
     json_dumps: _http.Dumper
     json_loads: _http.Loader
@@ -145,7 +139,6 @@ class LongPollingTransport(Transport):
         self._connection_types: Sequence[ConnectionType] = (ConnectionType.LONG_POLLING,)
         self._last_handshake: JsonObject | None = None
         self._timed_out_at: float | None = None
-        self._deadline = Deadline(self._loop)
 
     # What aiocometd's client asks for
 
@@ -521,7 +514,10 @@ class LongPollingTransport(Transport):
                     await self._incoming(messages, answer)
         finally:
             if messages is None or isinstance(messages, Failure):
-                lost = messages is None or messages.trouble is Trouble.LOST
+                lost = messages is None or messages.trouble in (
+                    Trouble.LOST,
+                    Trouble.UNREADABLE,
+                )
                 self._session.abandon(ticket, lost=lost)
         if isinstance(messages, Failure):
             return messages, 0
@@ -595,43 +591,15 @@ class LongPollingTransport(Transport):
         """Give what sends *payload* when it is awaited."""
         http_session = self._open_session()
         body = _http.dump_json(payload, self._settings.json_dumps)
-        target = self._add_cookies(http_session.cookie_jar, headers)
-        task = asyncio.current_task(self._loop)
-        assert task is not None
-        # The background task, and before it the one that opens, makes one request after the other.
-        shared = not self._closing and (task is self._task or self._session.opening)
-        deadline = self._deadline if shared else Deadline(self._loop, once=True)
-        phase, hold = self._settings.request_timeout, min(hold, MAX_HOLD)
-        # A held request may be silent for so long; a large answer may take a while to come in.
-        deadline.prepare(task, silence=hold + phase, total=hold + 4 * phase)
         return _http.post(
             http_session,
             self._url,
             body,
             headers,
-            timeout=self._settings.timeout,
+            limits=limits_for(self._settings.request_timeout, min(hold, MAX_HOLD)),
             ssl=self._settings.ssl,
-            deadline=deadline,
-            target=target,
+            repeatable=payload[0]["channel"] == MetaChannel.HANDSHAKE,
         )
-
-    def _add_cookies(self, jar: AbstractCookieJar, headers: dict[str, str]) -> URL | None:
-        """Put the cookies of a jar of ours into *headers*, and give the parsed URL that they are for."""
-        if not isinstance(jar, CookieJar):
-            # The application's session has one of its own, which aiohttp looks into.
-            return None
-        try:
-            cookies = jar.header(self._url)
-        except ValueError:
-            # Not a URL: aiohttp says so when the request is made.
-            return None
-        if cookies:
-            if not headers.keys() <= _USUAL_HEADERS:
-                # An extension may have some of its own.
-                for name in [name for name in headers if name.lower() == "cookie"]:
-                    cookies = f"{headers.pop(name)}; {cookies}"
-            headers["Cookie"] = cookies
-        return jar.url
 
     def _no_reply(self, message: JsonObject) -> Failure:
         error = TransportError(
@@ -859,7 +827,6 @@ class LongPollingTransport(Transport):
         self._signal.wake()
         for task in self._tasks():
             task.cancel()
-        self._deadline.close()
 
     async def end_tasks(self) -> None:
         """Wait, for a short time, until the tasks that were cancelled have ended."""

@@ -1,26 +1,32 @@
-"""One request and its answer: status, shape, size and time-out turned into our errors.
-
-Nothing here decides what to do about a failure; it only says which kind it is. Used by the transport
-for CometD messages and by the authenticators for token requests.
-"""
+"""One HTTP request and its answer. Nothing here knows Bayeux or OAuth."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from enum import Enum, auto
-from typing import Final, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import aiohttp
 from aiocometd.typing import JsonObject, SSLValidationMode
+from multidict import CIMultiDict
 from yarl import URL
 
-from ..exceptions import TransportError
-from .bodies import Dumper, Loader, dump_json, parse_json
-from .deadline import Deadline
+from .._frames import without_frames
+from .bodies import Body, Dumper, Loader, dump_json, parse_json
+from .cookies import WRITTEN, CookieJar
+from .deadline import Limits, move, timeout
+from .encodings import ACCEPTED, PIECE, Decoder, EncodingError
+from .failures import (
+    Answer,
+    Failure,
+    Secrets,
+    Trouble,
+    closed_failure,
+    error_failure,
+    status_failure,
+    too_large,
+)
+from .reuse import ATTEMPTS, RequestBody, has_died_of_reuse, keeps_connections, note_answer
 
 __all__ = [
     "Answer",
@@ -37,71 +43,16 @@ __all__ = [
 
 #: Bytes. Salesforce asks clients to take at least 10 MB in one response.
 MAX_ANSWER_SIZE: Final = 64 * 1024 * 1024
-#: Seconds. Longer waits that a server asks for are cut to this.
-MAX_RETRY_AFTER: Final = 3600.0
-EXCERPT_SIZE: Final = 200
+#: Bytes of one header, and of the status line. Gateways send Content-Security-Policy headers of 11 KiB.
+MAX_HEADER_SIZE: Final = 64 * 1024
 
-
-class Trouble(Enum):
-    """What a failed request means for the session it belongs to."""
-
-    #: It certainly never reached the server: refused, no such host, no TLS.
-    NOT_SENT = auto()
-    #: It was sent and its answer was not received whole, or something on the way answered for the
-    #: server: whatever the server put into the answer is gone.
-    LOST = auto()
-    #: HTTP 429.
-    THROTTLED = auto()
-    #: HTTP 401 without a Bayeux message.
-    UNAUTHORIZED = auto()
-    #: HTTP 403 without a Bayeux message.
-    FORBIDDEN = auto()
-    #: HTTP 3xx; never followed, since the request carries a token.
-    REDIRECTED = auto()
-    #: Another HTTP 4xx, or a request that cannot be made at all: the same request will not do better.
-    REJECTED = auto()
-
-
-#: What to do about each kind of failure, or what it means for what was asked.
-_NEXT_STEPS: Final = {
-    Trouble.NOT_SENT: "; check the URL, the network and the proxy",
-    Trouble.LOST: "; try again, unless the server must not do it twice",
-    Trouble.THROTTLED: "; wait before the next request",
-    Trouble.UNAUTHORIZED: "; the token is refused, log in again",
-    Trouble.FORBIDDEN: "; check that the user may use the API",
-    Trouble.REDIRECTED: "; use the URL of that host if it is the right one",
-    Trouble.REJECTED: "; check the URL and what is sent",
-}
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A request without a usable answer.
-
-    :ivar trouble: what kind of failure it is
-    :ivar error: the exception to raise when the failure is reported to somebody
-    :ivar status: the HTTP status, if there was one
-    :ivar retry_after: seconds that the server asked to wait, if it did
-    """
-
-    trouble: Trouble
-    error: TransportError
-    status: int | None = None
-    retry_after: float | None = None
-
-
-class Answer(NamedTuple):
-    """A whole HTTP response, whatever its status.
-
-    :ivar response: kept, because its disposal takes as long as the delivery of an event, which may go
-        first
-    """
-
-    url: str
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    response: aiohttp.ClientResponse | None = None
+_EXPECTED: Final = (
+    aiohttp.ClientError,
+    asyncio.TimeoutError,
+    OSError,
+    ValueError,
+    EncodingError,
+)
 
 
 async def post(
@@ -110,10 +61,11 @@ async def post(
     body: bytes,
     headers: Mapping[str, str],
     *,
-    timeout: aiohttp.ClientTimeout,
+    limits: Limits,
     ssl: SSLValidationMode | None = None,
-    deadline: Deadline | None = None,
-    target: URL | None = None,
+    max_size: int = MAX_ANSWER_SIZE,
+    repeatable: bool = False,
+    secrets: Secrets = (),
 ) -> Answer | Failure:
     """Post *body* and read the whole answer. Redirects are not followed.
 
@@ -121,157 +73,173 @@ async def post(
     :param url: where to post to
     :param body: the request's body
     :param headers: the request's headers
-    :param timeout: how long each phase may take, in seconds
+    :param limits: how long it may take, in seconds
     :param ssl: how to verify TLS, as aiohttp takes it; None: as usual
-    :param deadline: ends it in time, if it is prepared for the task that calls this
-    :param target: the URL, where it has been parsed already
+    :param max_size: bytes that the answer's body may have, without its content encoding
+    :param repeatable: whether it does no harm if the server gets the request twice: it is then made
+        again on another connection, if one that was kept turns out to be dead
+    :param secrets: what errors must not show, besides the ``Authorization`` and ``Cookie`` headers
     :return: the answer, or the failure with the exception that describes it
     """
-    if deadline is not None:
-        deadline.start()
+    if session.closed:
+        return closed_failure(url)
+    request = _Request(session, url, body, headers, repeatable)
+    request.options = {
+        "ssl": True if ssl is None else ssl,
+        "timeout": aiohttp.ClientTimeout(total=None, connect=limits.connect),
+    }
+    secrets = (*secrets, *request.secrets)
     try:
-        request = session.post(
-            target or url,
+        return await _answer_to(request, limits, max_size)
+    except _EXPECTED as error:
+        return error_failure(url, error, sent=request.sent, secrets=secrets)
+    except BaseException as error:
+        # Whoever records the variables of this frame, or of those of aiohttp, would record the token.
+        del body, headers, request
+        without_frames(error, secrets=secrets)
+        del secrets
+        raise
+
+
+async def _answer_to(request: _Request, limits: Limits, max_size: int) -> Answer | Failure:
+    loop = asyncio.get_running_loop()
+    end = loop.time() + limits.total
+    async with timeout(min(limits.silence, limits.total)) as alarm:
+
+        def something_came() -> None:
+            move(alarm, min(end, loop.time() + limits.silence))
+
+        response = await request.send()
+        something_came()
+        body = bytearray()
+        try:
+            is_whole = await _read_into(body, response, max_size, something_came)
+        except EncodingError:
+            if response.status < 400:
+                raise
+            is_whole = False
+    if not is_whole and response.status < 400:
+        return too_large(request.url, max_size, response.status)
+    # Of an error page the status counts, and as much of the rest as there is.
+    return Answer(request.url, response.status, response.headers, body)
+
+
+async def _read_into(
+    body: bytearray,
+    response: aiohttp.ClientResponse,
+    max_size: int,
+    something_came: Callable[[], None],
+) -> bool:
+    """Read the body of *response* into *body*; say whether all of it is there, and not more than is wanted."""
+    is_whole = False
+    try:
+        decoder = Decoder(response.headers.get("Content-Encoding", ""))
+        async for chunk in response.content.iter_any():
+            something_came()
+            for piece in decoder.decode(chunk):
+                body += piece
+                if len(body) > max_size:
+                    return False
+                if len(piece) == PIECE:
+                    await asyncio.sleep(0)
+        decoder.end()
+        is_whole = True
+    finally:
+        # With its last byte read, a response gives its connection back by itself.
+        if not is_whole:
+            response.close()
+    return is_whole
+
+
+class _Request:
+    """One request, made again where a connection that was kept turns out to be dead.
+
+    :param session: what it is made with
+    :param url: where it goes to
+    :param body: its body
+    :param headers: its headers
+    :param repeatable: whether the server may get it twice
+    :ivar options: what aiohttp needs to know besides
+    :ivar sent: whether the server may have got anything of it
+    """
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        url: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        repeatable: bool,
+    ) -> None:
+        self.url = url
+        self.options: dict[str, Any] = {}
+        self.sent = False
+        self._session = session
+        self._body = body
+        self._headers = CIMultiDict(headers)
+        self._repeatable = repeatable
+
+    @property
+    def secrets(self) -> tuple[str]:
+        """The token in its headers."""
+        return (self._headers.get("Authorization", "").rpartition(" ")[2],)
+
+    async def send(self) -> aiohttp.ClientResponse:
+        """Make the request, and wait for the status and the headers of the answer."""
+        target = _parsed(self.url)
+        self._headers.setdefault("Accept-Encoding", ACCEPTED)
+        has_cookies = self._add_cookies(target)
+        left = ATTEMPTS
+        while True:
+            if not keeps_connections(self._session):
+                self._headers["Connection"] = "close"
+            left -= 1
+            body = RequestBody(self._body)
+            written = WRITTEN.set(has_cookies)
+            try:
+                response = await self._post(target, body)
+            except aiohttp.ClientConnectionError as error:
+                is_harmless = self._repeatable or body.connection is None
+                if not (has_died_of_reuse(self._session, body, error) and is_harmless and left):
+                    raise
+            else:
+                note_answer(body)
+                return response
+            finally:
+                WRITTEN.reset(written)
+                self.sent = self.sent or body.connection is not None
+
+    async def _post(self, target: URL, body: RequestBody) -> aiohttp.ClientResponse:
+        return await self._session.post(
+            target,
             data=body,
-            headers=headers,
-            timeout=timeout,
-            ssl=True if ssl is None else ssl,
+            headers=self._headers,
             allow_redirects=False,
             raise_for_status=False,
+            auto_decompress=False,
+            max_line_size=MAX_HEADER_SIZE,
+            max_field_size=MAX_HEADER_SIZE,
+            **self.options,
         )
-        # Thousands of clients wait here, and aiohttp has what it needs of these.
-        del body, headers
-        response = await request
-        content: bytes | None = None
-        try:
-            if response.content.is_eof():
-                # Mostly all of it is there already.
-                content = response.content.read_nowait()
-            else:
-                content = await _read(response.content, deadline)
-        finally:
-            # With its last byte read, a response gives its connection back by itself.
-            if content is None:
-                response.close()
-    except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
-        return _failed(url, error)
-    except asyncio.CancelledError:
-        if deadline is None or not deadline.take_back():
-            raise
-        return _failed(url, asyncio.TimeoutError(f"no piece of it in {deadline.silence:g} seconds"))
-    finally:
-        if deadline is not None:
-            deadline.stop()
-    if content is None or len(content) > MAX_ANSWER_SIZE:
-        return _failure(Trouble.LOST, url, f"answered with more than {MAX_ANSWER_SIZE} bytes")
-    return Answer(url, response.status, response.headers, content, response)
+
+    def _add_cookies(self, target: URL) -> bool:
+        """Write the cookies into the headers, as they came; an application's own jar is left to aiohttp."""
+        jar = self._session.cookie_jar
+        if not isinstance(jar, CookieJar):
+            return False
+        # An extension may have some of its own.
+        cookies = [*self._headers.popall("Cookie", ()), jar.header(target)]
+        if any(cookies):
+            self._headers["Cookie"] = "; ".join(filter(None, cookies))
+        return True
 
 
-async def _read(stream: aiohttp.StreamReader, deadline: Deadline | None) -> bytes | None:
-    """Read the body, or give None if it is longer than anything a sound server sends."""
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in stream.iter_any():
-        size += len(chunk)
-        if size > MAX_ANSWER_SIZE:
-            return None
-        chunks.append(chunk)
-        if deadline is not None:
-            deadline.extend()
-    return b"".join(chunks)
-
-
-def _failed(url: str, error: Exception) -> Failure:
-    if isinstance(error, aiohttp.ClientHttpProxyError):
-        trouble = Trouble.REJECTED if error.status == 407 else Trouble.NOT_SENT
-        return _failure(trouble, url, f"not reached: the proxy answered {error.status}", error)
-    if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
-        return _failure(Trouble.NOT_SENT, url, f"not reached: {_describe(error)}", error)
-    if isinstance(error, (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError)):
-        return _failure(Trouble.REJECTED, url, "not a URL that can be posted to", error)
-    if isinstance(error, ValueError):
-        return _failure(Trouble.REJECTED, url, f"the request cannot be made: {error}", error)
-    if isinstance(error, asyncio.TimeoutError):
-        return _failure(Trouble.LOST, url, f"no answer in time: {_describe(error)}", error)
-    return _failure(Trouble.LOST, url, f"the connection failed: {_describe(error)}", error)
-
-
-def _describe(error: BaseException) -> str:
-    return str(error) or type(error).__name__
-
-
-def _failure(
-    trouble: Trouble,
-    url: str,
-    what: str,
-    cause: BaseException | None = None,
-    *,
-    status: int | None = None,
-    retry_after: float | None = None,
-) -> Failure:
-    error = TransportError(f"Request to {url} failed: {what}{_NEXT_STEPS[trouble]}")
-    error.__cause__ = cause
-    error.status = status
-    return Failure(trouble, error, status, retry_after)
-
-
-def status_failure(answer: Answer, authorization: str = "") -> Failure:
-    """Say what an answer means whose body says nothing.
-
-    :param answer: an HTTP response without a message that could be understood
-    :param authorization: the request's header of this name: its token must not be quoted from the body
-    :return: the failure
-    """
-    status = answer.status
-    what = f"HTTP status {status}, body {_excerpt(answer.body, authorization)}"
-    retry_after = None
-    if 300 <= status < 400:
-        trouble = Trouble.REDIRECTED
-        what = (
-            f"HTTP status {status} sends elsewhere, to host {_redirect_host(answer)!r}; redirects are not"
-            " followed with a token"
-        )
-    elif status == 401:
-        trouble = Trouble.UNAUTHORIZED
-    elif status == 403:
-        trouble = Trouble.FORBIDDEN
-    elif status == 429:
-        trouble = Trouble.THROTTLED
-        retry_after = _retry_after(answer)
-    elif status == 408 or not 400 <= status < 500:
-        trouble = Trouble.LOST
-        retry_after = _retry_after(answer)
-    else:
-        trouble = Trouble.REJECTED
-    return _failure(trouble, answer.url, what, status=status, retry_after=retry_after)
-
-
-def _redirect_host(answer: Answer) -> str:
-    location = answer.headers.get("Location", "")
+def _parsed(url: str) -> URL:
     try:
-        return URL(location).host or location or "unknown"
-    except ValueError:
-        return "unknown"
-
-
-def _retry_after(answer: Answer) -> float | None:
-    """Read ``Retry-After`` (RFC 9110, 10.2.3): seconds or a date."""
-    value = answer.headers.get("Retry-After", "").strip()
-    if value.isascii() and value.isdigit():
-        return min(float(value[:9]), MAX_RETRY_AFTER)
-    try:
-        seconds = parsedate_to_datetime(value).timestamp() - time.time()
-    except (ValueError, TypeError, OverflowError, IndexError):
-        return None
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER)
-
-
-def _excerpt(body: bytes, authorization: str) -> str:
-    secret = authorization.rpartition(" ")[2]
-    text = body[: EXCERPT_SIZE + len(secret)].decode("utf-8", "replace")
-    if secret:
-        text = text.replace(secret, "...")
-    return repr(text[:EXCERPT_SIZE]) if text else "empty"
+        return URL(url)
+    except (ValueError, IndexError) as error:
+        # yarl raises both.
+        raise aiohttp.InvalidURL(url) from error
 
 
 def bayeux_messages(
@@ -298,7 +266,7 @@ def bayeux_messages(
     return status_failure(answer, authorization)
 
 
-def _messages(body: bytes, loads: Loader) -> list[JsonObject]:
+def _messages(body: Body, loads: Loader) -> list[JsonObject]:
     try:
         value = parse_json(body, loads)
     except ValueError:
