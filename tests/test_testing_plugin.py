@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 pytest_plugins = ["pytester"]
@@ -134,3 +136,11 @@ def test_what_fails_in_the_server_fails_the_test(pytester: pytest.Pytester) -> N
 def test_the_fixture_is_on_the_list(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_subprocess("--fixtures", "-p", "no:cacheprovider")
     result.stdout.fnmatch_lines(["salesforce_server -- *", "*org on loopback*"])
+
+
+def test_the_example_that_kills_its_program(pytester: pytest.Pytester) -> None:
+    example = Path(__file__).parent.parent / "docs" / "examples" / "test_kill.py"
+    pytester.makeini("[pytest]")
+    pytester.makepyfile(example.read_text(encoding="utf-8"))
+    result = pytester.runpytest_subprocess("-q", "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=1)

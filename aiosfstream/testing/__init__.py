@@ -8,47 +8,86 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ._bayeux import Session
+from ._credentials import (
+    AccessTokenCredentials,
+    ClientCredentials,
+    Credentials,
+    JWTCredentials,
+    RefreshTokenCredentials,
+)
 from ._faults import (
+    Advise,
     Alter,
+    AlterBody,
+    ByteOrderMark,
     Call,
+    Compress,
     CutAfter,
     CutBefore,
     Delay,
+    Deliver,
+    Drip,
     Duplicate,
+    Farewell,
     Fault,
     ForgetSession,
     Garble,
     Hang,
+    Head,
+    Hold,
+    HoldBody,
+    Insert,
     OAuthError,
+    Overtake,
     Redirect,
     Refuse,
     RevokeTokens,
     Status,
     Truncate,
 )
+from ._gates import Gate
 from ._oauth import OAuth
+from ._plan import PlannedFaults
 from ._requests import Request
-from ._server import Credentials, StreamingServer
+from ._server import StreamingServer
+from ._sessions import Session
 
 if TYPE_CHECKING:
     from .conformance import check_marker_storage
 
 __all__ = [
+    "AccessTokenCredentials",
+    "Advise",
     "Alter",
+    "AlterBody",
+    "ByteOrderMark",
     "Call",
+    "ClientCredentials",
+    "Compress",
     "Credentials",
     "CutAfter",
     "CutBefore",
     "Delay",
+    "Deliver",
+    "Drip",
     "Duplicate",
+    "Farewell",
     "Fault",
     "ForgetSession",
     "Garble",
+    "Gate",
     "Hang",
+    "Head",
+    "Hold",
+    "HoldBody",
+    "Insert",
+    "JWTCredentials",
     "OAuth",
     "OAuthError",
+    "Overtake",
+    "PlannedFaults",
     "Redirect",
+    "RefreshTokenCredentials",
     "Refuse",
     "Request",
     "RevokeTokens",

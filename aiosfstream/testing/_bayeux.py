@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeAlias
 
-from ._events import EventBus, Refused, channel_name
+from ._events import EventBus, Refused, channel_name, subscription_key
+from ._sessions import Answer, Goodbye, Sender, Session, Sessions
 
 Message = dict[str, Any]
 _Unanswered: TypeAlias = "tuple[Sender, Sequence[Message]]"
@@ -21,6 +20,7 @@ BROWSER_COOKIE: Final = "BAYEUX_BROWSER"
 ROUTING_COOKIE: Final = "sfdc-stream"
 AUTHENTICATION_INVALID: Final = "401::Authentication invalid"
 UNKNOWN_CLIENT: Final = "403::Unknown client"
+NOT_SUBSCRIBED: Final = "403::subscribe_failed"
 NO_RETRY: Final = {"reconnect": "none", "interval": 0}
 SHAKE_HANDS: Final = {"interval": 0, "reconnect": "handshake"}
 #: Seconds in which the end of a connection that a client has given up becomes known.
@@ -35,58 +35,6 @@ API_VERSION_UNSUPPORTED: Final = (
 )
 
 
-@dataclass(eq=False)
-class Session:
-    """A client's session.
-
-    :ivar client_id: its id
-    :ivar cookie: the value of its ``BAYEUX_BROWSER`` cookie
-    :ivar cursors: subscribed channel -> number of the next event to send
-    :ivar last_seen: when its last request was answered
-    :ivar held: the connect that is held, if there is one
-    :ivar connected: whether the first connect has been answered
-    :ivar goodbye: the advice of the ``/meta/disconnect`` that the client is sent away with
-    """
-
-    client_id: str
-    cookie: str
-    cursors: dict[str, int] = field(default_factory=dict)
-    last_seen: float = field(default_factory=time.monotonic)
-    held: asyncio.Future[None] | None = None
-    connected: bool = False
-    goodbye: str | None = None
-
-
-@dataclass(eq=False)
-class Sender:
-    """What a request tells beside its messages.
-
-    :ivar path: the path of its URL
-    :ivar token: the token of its ``Authorization`` header; None: it has none
-    :ivar cookies: its cookies as they are written, quotes included
-    :ivar is_open: says whether its connection is still there
-    """
-
-    path: str
-    token: str | None
-    cookies: Mapping[str, str]
-    is_open: Callable[[], bool]
-
-
-@dataclass
-class Answer:
-    """The answer to a request.
-
-    :ivar messages: its messages
-    :ivar cookies: the cookies that it sets
-    :ivar status: its HTTP status
-    """
-
-    messages: list[Message] = field(default_factory=list)
-    cookies: dict[str, str] = field(default_factory=dict)
-    status: int = 200
-
-
 class Limits(Protocol):
     """What an org allows; it may change at any time.
 
@@ -94,11 +42,13 @@ class Limits(Protocol):
     :ivar hold_timeout: seconds that a connect is held without events
     :ivar max_batch: events in one answer at the most
     :ivar max_clients: sessions at the most
+    :ivar advised_timeout: the seconds that clients are told a connect may be held; None: the truth
     :ivar advise_multiple_clients: whether sessions that share a browser cookie are slowed down
     """
 
     session_timeout: float
     hold_timeout: float
+    advised_timeout: float | None
     max_batch: int
     max_clients: int
     advise_multiple_clients: bool
@@ -124,58 +74,32 @@ class Bayeux:
     ) -> None:
         self.denied: dict[str, str] = {}
         self.known_channels: set[str] | None = None
-        self.sessions: dict[str, Session] = {}
+        self.sessions = Sessions(bus)
         self._limits = limits
         self._bus = bus
         self._tokens = tokens
         self._violations = violations
         self._on_change = on_change
-        self._leaving: dict[str, Session] = {}
         self._unanswered: list[_Unanswered] = []
-        self._numbers = itertools.count(1)
         self._routes = [_route(1)]
 
     # Sessions
 
     def expire_idle(self) -> None:
         """Delete the sessions whose clients have not come back in time."""
-        now = time.monotonic()
-        for session in list(self.sessions.values()):
-            if session.held is None and now - session.last_seen > self._limits.session_timeout:
-                del self.sessions[session.client_id]
+        self.sessions.expire_idle(self._limits.session_timeout)
 
     def forget_sessions(self) -> None:
         """Forget every session, as when the load balancer leads all clients to another server."""
-        sessions = list(self.sessions.values())
-        self.sessions.clear()
         self._routes.append(_route(len(self._routes) + 1))
-        for session in sessions:
-            release(session)
+        self.sessions.forget()
 
-    def forget_session(self, client_id: str) -> None:
-        """Forget one session."""
-        session = self.sessions.pop(client_id, None)
-        if session is not None:
-            release(session)
-
-    def send_away(self, reconnect: str) -> None:
-        """End every session with a ``/meta/disconnect`` in the answer to its next or held connect."""
-        for session in self.sessions.values():
-            session.goodbye = reconnect
-            release(session)
-        self._leaving.update(self.sessions)
-        self.sessions.clear()
-
-    def release_all(self) -> None:
-        """Answer every held connect."""
-        for session in list(self.sessions.values()):
-            release(session)
-
-    def deliver(self) -> None:
-        """Answer the held connects that events are due for."""
-        for session in self.sessions.values():
-            if session.held is not None and self._bus.has_events(session.cursors):
-                release(session)
+    def take(self, session: Session) -> list[Message]:
+        """Take the events that are due. They count as delivered, whether or not they arrive."""
+        overtaking, session.overtaking = session.overtaking, 0
+        if overtaking:
+            return self._bus.take_newest(session.cursor, overtaking)
+        return self._bus.take(session.cursor, self._limits.max_batch)
 
     # Requests
 
@@ -237,7 +161,7 @@ class Bayeux:
         if not isinstance(offered, list) or "long-polling" not in offered:
             refuse(reply, f"400::Invalid connection type {offered}")
             return
-        session = self._open(sender.cookies)
+        session = self.sessions.open(sender.cookies.get(BROWSER_COOKIE))
         answer.cookies = {BROWSER_COOKIE: session.cookie, ROUTING_COOKIE: self._routes[-1]}
         reply.update(
             minimumVersion="1.0",
@@ -256,12 +180,6 @@ class Bayeux:
             return "403::Organization concurrent user limit exceeded"
         return None
 
-    def _open(self, cookies: Mapping[str, str]) -> Session:
-        cookie = cookies.get(BROWSER_COOKIE) or f"browser{next(self._numbers)}"
-        session = Session(f"client{next(self._numbers)}", cookie)
-        self.sessions[session.client_id] = session
-        return session
-
     async def _meta(
         self, sender: Sender, message: Message, answer: Answer, *, alone: bool
     ) -> list[Message]:
@@ -276,9 +194,7 @@ class Bayeux:
         if not isinstance(client_id, str):
             self._violations.append("a message without the client id of a handshake")
             return [refuse(reply, "403::Client has not completed handshake")]
-        session = self.sessions.get(client_id)
-        if session is None and message["channel"] == "/meta/connect":
-            session = self._leaving.pop(client_id, None)
+        session = self.sessions.find(client_id, message["channel"])
         if session is not None and sender.cookies.get(BROWSER_COOKIE) != session.cookie:
             return [self._refuse_cookie(session, sender.cookies, reply)]
         if session is None or not self._is_routed(sender):
@@ -318,11 +234,11 @@ class Bayeux:
         if channel == "/meta/connect":
             return await self._connect(session, sender, message, reply, alone=alone)
         if channel == "/meta/subscribe":
-            return [self._subscribe(session, message, reply)]
+            return self._subscribe(session, message, reply)
         if channel == "/meta/unsubscribe":
             return [self._unsubscribe(session, message, reply)]
         if channel == "/meta/disconnect":
-            self.forget_session(session.client_id)
+            self.sessions.forget(session.client_id)
             return [accept(reply)]
         return [refuse(reply, "403:denied_by_security_policy:publish_denied")]
 
@@ -341,24 +257,36 @@ class Bayeux:
         if kind != "long-polling":
             return [refuse(reply, f"400::Invalid connection type {kind}")]
         # A client that connects again has given up the connect before.
-        release(session)
-        if alone and session.goodbye is None and not self._bus.has_events(session.cursors):
+        session.release()
+        shared = self._limits.advise_multiple_clients and self.sessions.is_shared(session)
+        due = session.goodbye is not None or self._bus.has_events(session.cursor)
+        if alone and not shared and not due:
             await self._hold(session, message)
         if session.goodbye is not None:
-            self._leaving.pop(session.client_id, None)
-            advice = {"reconnect": session.goodbye, "interval": 0}
-            return [{"channel": "/meta/disconnect"}, refuse(reply, UNKNOWN_CLIENT, advice)]
-        if session.client_id not in self.sessions:
+            return self._say_goodbye(session, session.goodbye, reply)
+        if session not in self.sessions:
             return [refuse(reply, UNKNOWN_CLIENT, SHAKE_HANDS)]
         if not self._is_authorized(sender):
             return [refuse(reply, AUTHENTICATION_INVALID, NO_RETRY)]
         session.last_seen = time.monotonic()
-        advice_now = self._connect_advice(session)
-        if advice_now is not None:
-            reply["advice"] = advice_now
-        session.connected = True
-        # It counts as delivered, whether or not the answer arrives.
-        return [*self._bus.take(session.cursors, self._limits.max_batch), accept(reply)]
+        if shared or not session.advised:
+            reply["advice"] = self._connect_advice(shared=shared)
+        # Once a client is alone again, it is told so.
+        session.advised = not shared
+        session.has_connected = True
+        return [*self.take(session), accept(reply)]
+
+    def _say_goodbye(self, session: Session, goodbye: Goodbye, reply: Message) -> list[Message]:
+        channel = reply["channel"]
+        self.sessions.settle(session, channel)
+        answer: list[Message] = [{"channel": "/meta/disconnect"}] if channel == goodbye.on else []
+        if channel == "/meta/connect":
+            advice = {"reconnect": goodbye.reconnect, "interval": 0}
+            if goodbye.successful:
+                return [*answer, *self.take(session), accept({**reply, "advice": advice})]
+            return [*answer, refuse(reply, UNKNOWN_CLIENT, advice)]
+        session.release()
+        return [*answer, accept(reply) if goodbye.successful else refuse(reply, NOT_SUBSCRIBED)]
 
     async def _hold(self, session: Session, message: Message) -> None:
         advice = message.get("advice")
@@ -376,39 +304,34 @@ class Bayeux:
             if session.held is held:
                 session.held = None
 
-    def _connect_advice(self, session: Session) -> Message | None:
-        timeout = round(self._limits.hold_timeout * 1000)
-        if self._limits.advise_multiple_clients and self._is_shared(session.cookie):
-            return {
-                "interval": 2000,
-                "multiple-clients": True,
-                "reconnect": "retry",
-                "timeout": timeout,
-            }
-        if session.connected:
-            return None
-        return {"interval": 0, "timeout": timeout, "reconnect": "retry"}
-
-    def _is_shared(self, cookie: str) -> bool:
-        sharing = (other for other in self.sessions.values() if other.cookie == cookie)
-        return next(itertools.islice(sharing, 1, None), None) is not None
+    def _connect_advice(self, *, shared: bool) -> Message:
+        seconds = self._limits.advised_timeout
+        timeout = round((self._limits.hold_timeout if seconds is None else seconds) * 1000)
+        advice: Message = {"interval": 0, "timeout": timeout, "reconnect": "retry"}
+        if shared:
+            advice.update({"interval": 2000, "multiple-clients": True})
+        return advice
 
     # Subscriptions
 
-    def _subscribe(self, session: Session, message: Message, reply: Message) -> Message:
+    def _subscribe(self, session: Session, message: Message, reply: Message) -> list[Message]:
         subscription = reply["subscription"] = message.get("subscription")
+        if session.goodbye is not None:
+            return self._say_goodbye(session, session.goodbye, reply)
         error = self._subscription_error(subscription)
         if error is not None:
-            return refuse(reply, error)
+            return [refuse(reply, error)]
         ext = message.get("ext")
         replay = ext.get("replay") if isinstance(ext, dict) else None
         try:
-            session.cursors[str(subscription)] = self._bus.start(str(subscription), replay)
+            session.cursor.due[subscription_key(subscription)] = self._bus.start(
+                str(subscription), replay
+            )
         except Refused as refused:
-            return refuse(reply, str(refused))
-        if self._bus.has_events(session.cursors):
-            release(session)
-        return accept(reply)
+            return [refuse(reply, str(refused))]
+        if self._bus.has_events(session.cursor):
+            session.release()
+        return [accept(reply)]
 
     def _subscription_error(self, subscription: Any) -> str | None:
         if not subscription or not isinstance(subscription, str):
@@ -421,22 +344,15 @@ class Bayeux:
                 return self.denied[denied]
         if self.known_channels is not None and name not in self.known_channels:
             return f"400::The channel you requested to subscribe to doesn't exist {{{name}}}"
-        if name.endswith(("/*", "/**")):
+        if name.endswith(("/*", "/**")) and name not in self._bus.members:
             return "403:denied_by_security_policy:create_denied"
         return None
 
     @staticmethod
     def _unsubscribe(session: Session, message: Message, reply: Message) -> Message:
         reply["subscription"] = message.get("subscription")
-        session.cursors.pop(str(reply["subscription"]), None)
+        session.cursor.due.pop(subscription_key(reply["subscription"]), None)
         return accept(reply)
-
-
-def release(session: Session) -> None:
-    """Let the connect that is held be answered."""
-    held, session.held = session.held, None
-    if held is not None and not held.done():
-        held.set_result(None)
 
 
 def refuse(reply: Message, error: str, advice: Mapping[str, Any] | None = None) -> Message:
@@ -456,14 +372,6 @@ def accept(reply: Message) -> Message:
 def reply_id(message: Message) -> Message:
     """Give the id that a reply repeats."""
     return {"id": message["id"]} if "id" in message else {}
-
-
-def doubled(messages: Sequence[Message]) -> Iterator[Message]:
-    """Give each event twice."""
-    for message in messages:
-        yield message
-        if "data" in message:
-            yield message
 
 
 def version_error(path: str) -> str | None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
 
 from ._faults import Fault
 from ._front import Front
+from ._names import check_channel
 from ._parts import Controlled, Done, control
-from ._plan import Planned
+from ._plan import PlannedFaults, check
 from ._requests import Request
+
+if TYPE_CHECKING:
+    from ._server import StreamingServer
 
 
 class Breaking(Controlled):
@@ -21,8 +26,11 @@ class Breaking(Controlled):
 
     @control
     def deny(self, channel: str, error: str) -> None:
-        """Refuse subscriptions to *channel* with the text *error*."""
-        self.parts.bayeux.denied[channel] = error
+        """Refuse subscriptions to *channel* with the text *error*.
+
+        :raises ValueError: if no channel has such a name
+        """
+        self.parts.bayeux.denied[check_channel(channel)] = error
 
     @control
     def allow(self, channel: str) -> None:
@@ -31,14 +39,19 @@ class Breaking(Controlled):
 
     @control
     def limit_channels(self, *channels: str) -> None:
-        """Let only these channels exist; without arguments all do."""
+        """Let only these channels exist; without arguments all do.
+
+        :raises ValueError: if no channel has one of the names
+        """
+        for channel in channels:
+            check_channel(channel)
         self.parts.bayeux.known_channels = set(channels) or None
 
     @control
     def revoke_tokens(self) -> None:
         """Revoke every access token. Held connects are answered with the refusal."""
         self.parts.oauth.tokens.clear()
-        self.parts.bayeux.release_all()
+        self.parts.bayeux.sessions.release_all()
 
     @control
     def expire_sessions(self) -> None:
@@ -47,13 +60,47 @@ class Breaking(Controlled):
         self.parts.changes.notify()
 
     @control
-    def disconnect_clients(self, reconnect: str = "handshake") -> None:
-        """Send every client an unasked ``/meta/disconnect``, in the answer to a connect.
+    def disconnect_clients(
+        self,
+        reconnect: str = "handshake",
+        *,
+        on: str = "/meta/connect",
+        successful: bool = False,
+        connect_first: bool = True,
+    ) -> None:
+        """Send every client an unasked ``/meta/disconnect``.
 
-        :param reconnect: the advice that comes with it: ``handshake`` or ``none``
+        :param reconnect: the advice that the connect is answered with: ``handshake`` or ``none``
+        :param on: the request whose answer brings it: ``/meta/connect`` or ``/meta/subscribe``
+        :param successful: whether that request and the connect succeed
+        :param connect_first: with ``on="/meta/subscribe"``, whether a held connect is answered now,
+            or after the subscription
+        :raises ValueError: if an argument is none of these
         """
-        self.parts.bayeux.send_away(reconnect)
+        _check_choice("reconnect", reconnect, ("handshake", "none", "retry"))
+        _check_choice("on", on, ("/meta/connect", "/meta/subscribe"))
+        self.parts.bayeux.sessions.send_away(
+            reconnect=reconnect,
+            on=on,
+            successful=successful,
+            connect_first=connect_first or on == "/meta/connect",
+        )
         self.parts.changes.notify()
+
+    @control
+    def replace_org(self, org_id: str | None = None) -> None:
+        """Put another org in the place of this one: tokens, sessions and events are gone.
+
+        The replay ids begin again, and the identity URL names another org.
+
+        :param org_id: the id of the new org; None: a new one
+        """
+        oauth = self.parts.oauth
+        oauth.org_id = org_id or f"00D{int(oauth.org_id[3:15]) + 1:012}AAA"
+        self.parts.bus.discard(None, 0)
+        self.parts.bus.reset_ids()
+        self.revoke_tokens()
+        self.expire_sessions()
 
     # Breaking
 
@@ -96,13 +143,27 @@ class Breaking(Controlled):
         return self.resume()
 
     @control
-    def move_instance(self, *, status: int = 404) -> Awaitable[None]:
+    def move_instance(
+        self, to: StreamingServer | None = None, *, status: int | None = 404
+    ) -> Awaitable[None]:
         """Move the org: tokens issued from now on name another ``instance_url``.
 
-        :param status: how the old one answers CometD requests; 3xx: with the new one as the location
+        :param to: another server, whose events and sessions are its own; None: this one at another
+            port
+        :param status: how the old one answers CometD requests; 3xx: with the new one as the location;
+            None: not at all
         :return: nothing of interest; it may be awaited
+        :raises ValueError: if *status* is none of a refusal
         """
-        self.parts.addresses.move(status)
+        if status is not None and not 300 <= status <= 599:
+            raise ValueError(
+                f"status should be from 300 to 599, or None for no answer, not {status}"
+            )
+        if to is None:
+            self.parts.addresses.move(status)
+        else:
+            self.parts.addresses.leave(status)
+        self.parts.successor = to
         self.expire_sessions()
         return Done()
 
@@ -112,19 +173,35 @@ class Breaking(Controlled):
         *faults: Fault,
         on: str | None = None,
         when: Callable[[Request], bool] | None = None,
-        times: int = 1,
-    ) -> None:
+        answering: Callable[[Any], bool] | None = None,
+        times: int | None = 1,
+    ) -> PlannedFaults:
         """Let the next matching requests meet with faults.
 
         :param faults: what goes wrong, put together, such as ``Delay(1), CutAfter()``
-        :param on: ``token``, ``authorize``, or the channel of the request's first message; None: any
-            request
+        :param on: ``token``, ``authorize``, ``identity``, or the channel of the request's first
+            message; None: any request
         :param when: says whether a request matches
-        :param times: how many requests
+        :param answering: called with the answer as parsed from JSON, says whether it matches; a
+            connect that is held already can meet such faults
+        :param times: how many requests; None: every one, until :meth:`clear_faults`
+        :return: what was planned; it counts how often it is met
+        :raises TypeError: if something among *faults* is no fault
+        :raises ValueError: if *on* is no name of a request, or no request can meet the faults
         """
-        self.parts.plan.add(Planned(faults, on, when, times))
+        planned = check(PlannedFaults(faults, on, when, answering, times))
+        self.parts.plan.add(planned)
+        return planned
 
     @control
-    def clear_faults(self) -> None:
-        """Forget the faults that have not been met yet."""
-        self.parts.plan.clear()
+    def clear_faults(self, *planned: PlannedFaults) -> None:
+        """Forget faults that are still to be met.
+
+        :param planned: what :meth:`add_fault` gave; without arguments, all of them
+        """
+        self.parts.plan.remove(*planned)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} should be one of {', '.join(choices)}, not {value!r}")

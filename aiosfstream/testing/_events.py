@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import random
 import uuid
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from fnmatch import fnmatchcase
 from typing import Any
 from urllib.parse import parse_qsl
+
+from ._event_file import EventFile, Row
 
 #: As in the Streaming API Developer Guide, "Streaming API Error Codes", braces included.
 INVALID_REPLAY_ID = (
@@ -47,29 +52,49 @@ class Channel:
     """The stored events of one channel.
 
     :ivar events: those that are retained
-    :ivar first: how many were discarded before the first of them
-    :ivar positions: replay id -> number of the event
+    :ivar places: replay id -> the event's place; of several with one id, that of the last
     """
 
     events: list[Event] = field(default_factory=list)
-    first: int = 0
-    positions: dict[Any, int] = field(default_factory=dict)
-
-    @property
-    def end(self) -> int:
-        """The number that the next event will have."""
-        return self.first + len(self.events)
+    places: dict[Any, int] = field(default_factory=dict)
 
     def discard(self, count: int) -> None:
         """Forget the oldest *count* events."""
         for event in self.events[:count]:
-            self.positions.pop(event.replay_id, None)
+            if self.places.get(event.replay_id) == event.order:
+                del self.places[event.replay_id]
         del self.events[:count]
-        self.first += count
 
-    def after(self, order: int) -> int:
-        """Give the number of the first event behind a place among the events of all channels."""
-        return self.first + bisect_right(self.events, order, key=lambda event: event.order)
+    def since(self, place: int) -> Iterator[Event]:
+        """Give the events from a place on."""
+        first = bisect_left(self.events, place, key=lambda event: event.order)
+        for index in range(first, len(self.events)):
+            yield self.events[index]
+
+
+@dataclass(frozen=True)
+class Members:
+    """The channels whose events another channel carries as well.
+
+    :ivar patterns: their names, with ``*`` for anything
+    :ivar own_names: whether events come with the name of their own channel, instead of the
+        subscribed one's
+    """
+
+    patterns: tuple[str, ...]
+    own_names: bool
+
+
+@dataclass
+class Cursor:
+    """How far a session has come.
+
+    :ivar due: subscription -> the place of the first event that may still have to be sent
+    :ivar sent: the places of events that were sent before older ones
+    """
+
+    due: dict[str, int] = field(default_factory=dict)
+    sent: set[int] = field(default_factory=set)
 
 
 class EventBus:
@@ -77,91 +102,178 @@ class EventBus:
 
     :param text_ids: whether replay ids are text
     :param seed: where the gaps between replay ids come from
+    :param file: keeps the events when the program ends; None: nothing does
     """
 
-    def __init__(self, *, text_ids: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self, *, text_ids: bool = False, seed: int = 0, file: EventFile | None = None
+    ) -> None:
         self.channels: dict[str, Channel] = {}
+        self.members = {"/data/ChangeEvents": Members(("/data/*ChangeEvent",), own_names=False)}
         self._text_ids = text_ids
-        self._order = itertools.count()
+        self._seed = seed
+        self._end = 0
+        self._file = file
+        self.reset_ids()
+        for name, data, replay_id in file.read() if file else ():
+            self._append(name, data, replay_id)
+            self._skip_ids(replay_id)
+
+    def reset_ids(self) -> None:
+        """Let replay ids begin again, with the same ones as at first."""
         self._last_id = 0
-        self._gaps = random.Random(seed)
+        self._gaps = random.Random(self._seed)
 
     def channel(self, name: str) -> Channel:
         """Give a channel, which exists from then on."""
-        return self.channels.setdefault(name, Channel())
+        return self.channels.setdefault(channel_name(name), Channel())
 
     def next_id(self) -> int | str:
         """Make a replay id; they are not contiguous."""
         self._last_id += self._gaps.choice((1, 1, 2, 5))
         return str(self._last_id) if self._text_ids else self._last_id
 
+    def _skip_ids(self, replay_id: Any) -> None:
+        """Let the ids to come be above one that exists already."""
+        with suppress(TypeError, ValueError, OverflowError):
+            self._last_id = max(self._last_id, int(replay_id))
+
     def store(self, name: str, data: Any, replay_id: Any) -> None:
         """Append an event to a channel."""
+        self._append(name, data, replay_id)
+        if self._file is not None:
+            self._file.append(channel_name(name), data, replay_id)
+
+    def _append(self, name: str, data: Any, replay_id: Any) -> None:
         channel = self.channel(name)
-        channel.positions[replay_id] = channel.end
-        message = {"data": data, "channel": name}
-        channel.events.append(Event(replay_id, next(self._order), message))
+        channel.places[replay_id] = self._end
+        message = {"data": data, "channel": channel_name(name)}
+        channel.events.append(Event(replay_id, self._end, message))
+        self._end += 1
+
+    def discard(self, name: str | None, keep: int) -> None:
+        """Forget events.
+
+        :param name: their channel; None: all channels
+        :param keep: how many of the newest stay
+        """
+        for channel in list(self.channels.values()) if name is None else [self.channel(name)]:
+            channel.discard(max(0, len(channel.events) - keep))
+        if self._file is not None:
+            self._file.replace(self._rows())
+
+    def _rows(self) -> Iterator[Row]:
+        for event in heapq.merge(
+            *(channel.events for channel in self.channels.values()), key=lambda event: event.order
+        ):
+            yield event.message["channel"], event.message["data"], event.replay_id
 
     def start(self, subscription: str, replay: Any) -> int:
         """Find where a subscription starts.
 
         :param subscription: the channel, with its query
         :param replay: the replay map of the request, or None
-        :return: the number of the first event to send
+        :return: the place of the first event to send
         :raises Refused: if the id is not known or the map lacks the channel
         """
         name = channel_name(subscription)
-        channel = self.channel(name)
+        self.channel(name)
         if not isinstance(replay, dict):
-            return channel.end
+            return self._end
         if name not in replay:
             shown = ", ".join(f"{key}={value}" for key, value in replay.items())
             raise Refused(MISSING_REPLAY_ID.format(channel=subscription, map=f"{{{shown}}}"))
         replay_id = replay[name]
         if replay_id == -1:
-            return channel.end
+            return self._end
         if replay_id == -2:
-            return channel.first
-        if isinstance(replay_id, (int, str)) and replay_id in channel.positions:
-            return channel.positions[replay_id] + 1
+            return 0
+        if isinstance(replay_id, (int, str)):
+            for channel in self._sources(name):
+                if replay_id in channel.places:
+                    return channel.places[replay_id] + 1
         raise Refused(INVALID_REPLAY_ID.format(id=replay_id))
 
-    def has_events(self, cursors: dict[str, int]) -> bool:
-        """Say whether something is due, and move the cursors past what their filters hold back."""
-        for subscription, cursor in cursors.items():
-            event = next(self._due(subscription, cursor), None)
-            if event is not None:
+    def has_events(self, cursor: Cursor) -> bool:
+        """Say whether something is due, and move the cursor past what filters hold back."""
+        for subscription, place in cursor.due.items():
+            if next(self._due(subscription, place, cursor.sent), None) is not None:
                 return True
-            cursors[subscription] = self.channel(channel_name(subscription)).end
+            cursor.due[subscription] = self._end
         return False
 
-    def take(self, cursors: dict[str, int], limit: int) -> list[dict[str, Any]]:
-        """Take what is due, in order, each event once, and move the cursors behind it.
+    def take(self, cursor: Cursor, limit: int) -> list[dict[str, Any]]:
+        """Take what is due, in order, each event once, and move the cursor past it.
 
-        :param cursors: subscription -> number of the next event
+        :param cursor: how far the session has come
         :param limit: how many at the most
         """
-        due: dict[int, dict[str, Any]] = {}
-        for subscription, cursor in cursors.items():
-            for event in itertools.islice(self._due(subscription, cursor), limit):
-                due[event.order] = event.message
-        orders = sorted(due)[:limit]
-        for subscription, cursor in cursors.items():
-            channel = self.channel(channel_name(subscription))
-            more = len(orders) == limit
-            cursors[subscription] = max(cursor, channel.after(orders[-1])) if more else channel.end
-        return [due[order] for order in orders]
+        found = self._find(cursor, limit)
+        end = found[-1][0] + 1 if len(found) >= limit else self._end
+        for subscription, place in cursor.due.items():
+            cursor.due[subscription] = max(place, end)
+        cursor.sent = {place for place in cursor.sent if place >= end}
+        return [message for _, message in found]
 
-    def _due(self, subscription: str, cursor: int) -> Iterator[Event]:
-        channel = self.channel(channel_name(subscription))
-        for index in range(max(cursor - channel.first, 0), len(channel.events)):
-            if passes_filter(subscription, channel.events[index].message):
-                yield channel.events[index]
+    def take_newest(self, cursor: Cursor, count: int) -> list[dict[str, Any]]:
+        """Take the newest of what is due: the older ones are still to be sent.
+
+        :param cursor: how far the session has come
+        :param count: how many at the most
+        """
+        found = self._find(cursor, self._end + 1)[-count:]
+        cursor.sent.update(place for place, _ in found)
+        return [message for _, message in found]
+
+    def _find(self, cursor: Cursor, limit: int) -> list[tuple[int, dict[str, Any]]]:
+        found: dict[tuple[int, str], dict[str, Any]] = {}
+        for subscription, place in cursor.due.items():
+            due = self._due(subscription, place, cursor.sent)
+            for event, message in itertools.islice(due, limit):
+                found[event.order, message["channel"]] = message
+        keys = sorted(found)
+        # An event that two channels carry goes out on both at once.
+        last = keys[limit - 1][0] if len(keys) > limit else self._end
+        return [(place, found[place, name]) for place, name in keys if place <= last]
+
+    def _due(
+        self, subscription: str, place: int, sent: set[int]
+    ) -> Iterator[tuple[Event, dict[str, Any]]]:
+        name = channel_name(subscription)
+        members = self.members.get(name)
+        sources = [channel.since(place) for channel in self._sources(name)]
+        one = len(sources) == 1
+        for event in sources[0] if one else heapq.merge(*sources, key=lambda event: event.order):
+            if event.order in sent or not passes_filter(subscription, event.message):
+                continue
+            own_name = members is None or members.own_names
+            yield event, event.message if own_name else {**event.message, "channel": name}
+
+    def _sources(self, name: str) -> list[Channel]:
+        """Give the channels whose events a subscription gets."""
+        members = self.members.get(name)
+        others = (
+            []
+            if members is None
+            else [
+                channel
+                for other, channel in self.channels.items()
+                if other != name
+                and any(fnmatchcase(other, pattern) for pattern in members.patterns)
+            ]
+        )
+        return [self.channel(name), *others]
 
 
 def channel_name(subscription: str) -> str:
-    """Give the channel of a subscription: without the query of a filtered PushTopic."""
-    return subscription.partition("?")[0]
+    """Give the channel of a subscription: no query of a filtered PushTopic, no slash at its end."""
+    return subscription.partition("?")[0].rstrip("/")
+
+
+def subscription_key(subscription: Any) -> str:
+    """Write a subscription as one does who writes no slash at the end of its channel."""
+    name, question_mark, query = str(subscription).partition("?")
+    return f"{name.rstrip('/')}{question_mark}{query}"
 
 
 def envelope(channel: str, payload: Any, replay_id: Any, date: datetime | None) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""What can go wrong with a request, as small values that can be put together."""
+"""What can go wrong with a request, as small values that can be put together.
+
+Three kinds: those that are met before the request is looked at, those that change the answer, and
+those that decide how it is sent.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ._gates import Waitable
     from ._requests import Request
 
 
@@ -16,8 +21,19 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Status(Fault):
-    """Answer with an HTTP status and body, without looking at the request."""
+class Early(Fault):
+    """The base of those that are met before the request is looked at."""
+
+
+@dataclass(frozen=True)
+class Status(Early):
+    """Answer with an HTTP status and body, without looking at the request.
+
+    :ivar status: the status
+    :ivar body: the body: a page, a JSON text, nothing
+    :ivar headers: headers of any size, such as ``{"Retry-After": "5"}``
+    :ivar content_type: the type of the body
+    """
 
     status: int
     body: bytes | str = "<html><body>Error</body></html>"
@@ -26,7 +42,7 @@ class Status(Fault):
 
 
 @dataclass(frozen=True)
-class Refuse(Fault):
+class Refuse(Early):
     """Answer with an unsuccessful Bayeux message, without looking at the request.
 
     :ivar error: the ``error`` field
@@ -34,6 +50,7 @@ class Refuse(Fault):
     :ivar advice: the ``advice`` field, if there is to be one
     :ivar bare: leave out channel, id and client id, as some servers do
     :ivar status: the HTTP status
+    :ivar headers: headers, such as ``{"Retry-After": "5"}``
     """
 
     error: str
@@ -41,20 +58,23 @@ class Refuse(Fault):
     advice: Mapping[str, Any] | None = None
     bare: bool = False
     status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class OAuthError(Fault):
+class OAuthError(Early):
     """Answer a token request with an error.
 
     :ivar error: the ``error`` field
     :ivar description: the ``error_description`` field
     :ivar status: the HTTP status
+    :ivar headers: headers, such as ``{"Retry-After": "5"}``
     """
 
     error: str
     description: str = ""
     status: int = 400
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,18 +90,33 @@ class Delay(Fault):
 
 
 @dataclass(frozen=True)
-class Hang(Fault):
+class Hold(Fault):
+    """Wait until told, before the request is looked at.
+
+    :ivar until: what is waited for: a :class:`Gate`, or an ``asyncio.Event`` of the server's event loop
+    :ivar after: wait with the answer instead, when what was asked for is done
+    """
+
+    until: Waitable
+    after: bool = False
+
+
+@dataclass(frozen=True)
+class Hang(Early):
     """Never answer."""
 
 
 @dataclass(frozen=True)
-class CutBefore(Fault):
+class CutBefore(Early):
     """Cut the connection without looking at the request.
 
     :ivar reset: cut it with a TCP reset, instead of closing it
+    :ivar reused: only a connection that has carried a request before, as a server does that closes idle
+        ones in the moment in which the client uses them again
     """
 
     reset: bool = False
+    reused: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,7 +150,7 @@ class Garble(Fault):
 
 
 @dataclass(frozen=True)
-class Redirect(Fault):
+class Redirect(Early):
     """Send the client elsewhere.
 
     :ivar location: the URL
@@ -132,17 +167,17 @@ class Duplicate(Fault):
 
 
 @dataclass(frozen=True)
-class ForgetSession(Fault):
+class ForgetSession(Early):
     """Forget the session of the request first, as when its routing cookie has expired."""
 
 
 @dataclass(frozen=True)
-class RevokeTokens(Fault):
+class RevokeTokens(Early):
     """Revoke all access tokens first."""
 
 
 @dataclass(frozen=True)
-class Call(Fault):
+class Call(Early):
     """Call a function before the request is looked at, for whatever there is no fault for.
 
     :ivar function: called with the request, in the server's thread; it must not block
@@ -160,3 +195,118 @@ class Alter(Fault):
     """
 
     function: Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class AlterBody(Fault):
+    """Change the bytes of the answer: invalid UTF-8, raw control characters, other JSON.
+
+    :ivar function: called with the body; gives what is sent in its place
+    """
+
+    function: Callable[[bytes], bytes]
+
+
+@dataclass(frozen=True)
+class ByteOrderMark(Fault):
+    """Send a byte order mark first."""
+
+
+@dataclass(frozen=True)
+class Compress(Fault):
+    """Compress the answer.
+
+    :ivar encoding: what is told: ``gzip``, ``x-gzip`` or ``deflate``
+    """
+
+    encoding: str = "gzip"
+
+
+@dataclass(frozen=True)
+class Head(Fault):
+    """Send the true answer with another status or other headers.
+
+    :ivar status: the HTTP status; None: the true one
+    :ivar headers: headers that are added
+    """
+
+    status: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Insert(Fault):
+    """Put values among the messages of the answer, such as ``None``, a text, ``{}`` or a list.
+
+    :ivar values: what is put in
+    :ivar first: whether before the messages, instead of after them
+    """
+
+    values: tuple[Any, ...]
+    first: bool = False
+
+
+@dataclass(frozen=True)
+class Advise(Fault):
+    """Give the replies in the answer an advice.
+
+    :ivar advice: the ``advice`` field
+    """
+
+    advice: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Farewell(Fault):
+    """Put an unasked ``/meta/disconnect`` into the answer, and end the session.
+
+    With :class:`Refuse` or :class:`Advise` a farewell comes in pieces, as real servers send it.
+
+    :ivar first: whether before the other messages, instead of after them
+    """
+
+    first: bool = True
+
+
+@dataclass(frozen=True)
+class Deliver(Fault):
+    """Put the events that are due into the answer, whatever was asked, as CometD servers do.
+
+    :ivar first: whether before the replies, instead of after them
+    """
+
+    first: bool = True
+
+
+@dataclass(frozen=True)
+class Overtake(Early):
+    """Let the answer to a connect bring the newest of the events that are due, and later ones the older.
+
+    :ivar count: how many
+    """
+
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class HoldBody(Fault):
+    """Send the first bytes of the answer, and the rest when told.
+
+    :ivar until: what is waited for: a :class:`Gate`, or an ``asyncio.Event`` of the server's event loop
+    :ivar size: how many bytes are sent before; None: half of them
+    """
+
+    until: Waitable
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class Drip(Fault):
+    """Send the answer in small pieces.
+
+    :ivar size: bytes a piece
+    :ivar seconds: the pause after each piece
+    """
+
+    size: int
+    seconds: float = 0.0

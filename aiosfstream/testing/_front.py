@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Final, Protocol
+from weakref import WeakSet
 
 from aiohttp import web
 
-from ._applying import Cut, after, before, oauth_error
-from ._bayeux import Sender
+from ._applying import NEVER, Cut, Pause, after, before, body_of, oauth_error, send
 from ._oauth import Denied
 from ._parts import Parts
 from ._ports import cut
 from ._requests import Request
+from ._sessions import Sender
 
 #: Bytes; larger requests are answered with status 413.
 MAX_REQUEST_SIZE: Final = 32_768
@@ -34,26 +37,39 @@ class Manners(Protocol):
     def instance_url(self) -> str:
         """What the token endpoint answers with."""
 
+    def admit(self, token: str) -> None:
+        """Let a token in where the org is now."""
+
 
 class Front:
     """Answers HTTP requests for a server.
 
     :param parts: the server's parts
     :param manners: how it answers
+    :param keepalive_timeout: seconds after an answer until its connection is closed; None: aiohttp's
+        default
     """
 
-    def __init__(self, parts: Parts, manners: Manners) -> None:
+    def __init__(
+        self, parts: Parts, manners: Manners, keepalive_timeout: float | None = None
+    ) -> None:
         self._parts = parts
         self._manners = manners
         self._stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._http = web.Server(self._handle, access_log=None)
+        self._pause = Pause(self._stopped)
+        #: The connections that have carried a request.
+        self._used: WeakSet[Any] = WeakSet()
+        options: dict[str, Any] = (
+            {} if keepalive_timeout is None else {"keepalive_timeout": keepalive_timeout}
+        )
+        self._http = web.Server(self._handle, access_log=None, **options)
         parts.addresses.start(self._http)
 
     async def stop(self) -> None:
         """Stop serving."""
         self._parts.addresses.running.close()
         self._stopped.set_result(None)
-        self._parts.bayeux.release_all()
+        self._parts.bayeux.sessions.release_all()
         self._parts.changes.notify()
         self.cut_all(reset=False)
         await self._http.shutdown(STOP_TIMEOUT)
@@ -85,16 +101,23 @@ class Front:
             self._parts.changes.notify()
 
     async def _read(self, request: web.BaseRequest) -> Request:
-        headers, path = dict(request.headers), request.path
-        kind = _kind(path)
+        kind = _kind(request.path)
+        entry = Request(
+            kind,
+            headers=dict(request.headers),
+            path=request.path,
+            reused=request.transport in self._used,
+        )
+        if request.transport is not None:
+            self._used.add(request.transport)
         if kind == "token":
             fields = {name: str(value) for name, value in (await request.post()).items()}
-            return Request(kind, form=fields, headers=headers, path=path)
+            return replace(entry, form=fields)
         if kind == "cometd":
             messages = self._parse(await request.read())
             channel = messages[0]["channel"] if messages else ""
-            return Request(kind, channel, tuple(messages), headers=headers, path=path)
-        return Request(kind, form=dict(request.query), headers=headers, path=path)
+            return replace(entry, channel=channel, messages=tuple(messages))
+        return replace(entry, form=dict(request.query))
 
     def _parse(self, body: bytes) -> list[dict[str, Any]]:
         try:
@@ -118,9 +141,8 @@ class Front:
         self._check_form(request, entry)
         if entry.kind != "cometd":
             return await self._with_faults(request, entry)
-        moved = self._moved(request)
-        if moved is not None:
-            return moved
+        if self._has_left(request):
+            return await self._send_on(request)
         async with self._parts.bayeux.watched(_sender(request), entry.messages):
             return await self._with_faults(request, entry)
 
@@ -140,35 +162,40 @@ class Front:
             if request.content_type != "application/json":
                 self._parts.violations.append(f"a CometD request's type is {request.content_type}")
 
-    def _moved(self, request: web.BaseRequest) -> web.Response | None:
-        addresses = self._parts.addresses
+    def _has_left(self, request: web.BaseRequest) -> bool:
+        """Tell whether the org is no longer where a request has come to."""
         address = request.transport.get_extra_info("sockname") if request.transport else None
-        if not address or address[1] == addresses.instance_port:
-            return None
-        location = addresses.url(addresses.instance_port) + request.path
-        headers = {"Location": location} if 300 <= addresses.moved_status < 400 else {}
+        return address is not None and address[1] != self._parts.addresses.instance_port
+
+    async def _send_on(self, request: web.BaseRequest) -> web.Response:
+        status = self._parts.addresses.moved_status
+        if status is None:
+            await self._pause.sleep(NEVER)
+            raise Cut
+        location = self._manners.instance_url.rstrip("/") + request.path
+        headers = {"Location": location} if 300 <= status < 400 else {}
         return web.Response(
-            status=addresses.moved_status,
-            headers=headers,
-            text="<html>moved</html>",
-            content_type="text/html",
+            status=status, headers=headers, text="<html>moved</html>", content_type="text/html"
         )
 
     async def _with_faults(self, request: web.BaseRequest, entry: Request) -> web.StreamResponse:
         faults = self._parts.plan.take(entry)
-        response = await before(faults, entry, self._parts, self._wait_or_stop)
+        response = await before(faults, entry, self._parts, self._pause)
         if response is None:
             response = await self._process(request, entry)
-        return await after(faults, request, response, self._wait_or_stop)
-
-    async def _wait_or_stop(self, seconds: float) -> None:
-        await asyncio.wait([self._stopped], timeout=seconds)
+            with suppress(ValueError):
+                answer = json.loads(body_of(response))
+                faults += self._parts.plan.take_for_answer(entry, answer)
+        response = await after(faults, response, entry, self._parts, self._pause)
+        return await send(faults, request, response, self._pause)
 
     async def _process(self, request: web.BaseRequest, entry: Request) -> web.Response:
         if entry.kind == "token":
             return self._token(request, entry)
         if entry.kind == "authorize":
             return self._authorize(entry)
+        if entry.kind == "identity":
+            return self._identity(request)
         if entry.kind == "cometd":
             return await self._cometd(request, entry)
         return web.Response(
@@ -180,11 +207,18 @@ class Front:
             return oauth_error("invalid_request", "must use HTTP POST")
         host_url = f"{request.scheme}://{request.host}"
         try:
-            return web.json_response(
-                self._parts.oauth.answer(entry.form, self._manners.instance_url, host_url)
-            )
+            answer = self._parts.oauth.answer(entry.form, self._manners.instance_url, host_url)
         except Denied as denied:
             return oauth_error(*denied.args)
+        self._manners.admit(answer["access_token"])
+        return web.json_response(answer)
+
+    def _identity(self, request: web.BaseRequest) -> web.Response:
+        url = f"{request.scheme}://{request.host}{request.path}"
+        try:
+            return web.json_response(self._parts.oauth.identity(url, _sender(request).token))
+        except Denied as denied:
+            return web.Response(status=403, text=str(denied))
 
     def _authorize(self, entry: Request) -> web.Response:
         try:
@@ -218,6 +252,8 @@ def _kind(path: str) -> str:
     """Say what a path is for. One that was put together with two slashes leads nowhere."""
     if "//" in path:
         return "other"
+    if path.startswith("/id/") or path == "/services/oauth2/userinfo":
+        return "identity"
     for kind in ("token", "authorize"):
         if path.endswith(f"/services/oauth2/{kind}"):
             return kind

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, cast
 
-from ._bayeux import Session
 from ._parts import Controlled, control
 from ._requests import Request
+from ._sessions import Session
 
-SelfT = TypeVar("SelfT", bound="Looking")
+if TYPE_CHECKING:
+    from ._server import StreamingServer
 
 
 class Looking(Controlled):
@@ -25,7 +26,7 @@ class Looking(Controlled):
     def count(self, what: str) -> int:
         """Count requests.
 
-        :param what: ``token``, ``authorize``, or the channel of the first message
+        :param what: ``token``, ``authorize``, ``identity``, or the channel of the first message
         """
         return self.parts.log.count(what)
 
@@ -34,22 +35,22 @@ class Looking(Controlled):
     def sessions(self) -> list[Session]:
         """The sessions that are alive."""
         self.parts.bayeux.expire_idle()
-        return list(self.parts.bayeux.sessions.values())
+        return list(self.parts.bayeux.sessions)
 
     @property
     @control
     def subscriptions(self) -> set[str]:
         """The channels that sessions are subscribed to."""
-        return {channel for session in self.sessions for channel in session.cursors}
+        return {channel for session in self.sessions for channel in session.subscriptions}
 
     @property
     @control
     def held_connects(self) -> int:
         """How many connects are held."""
-        return sum(session.held is not None for session in self.parts.bayeux.sessions.values())
+        return sum(session.held is not None for session in self.parts.bayeux.sessions)
 
     async def wait_for(
-        self: SelfT, predicate: Callable[[SelfT], object], timeout: float = 5.0
+        self, predicate: Callable[[StreamingServer], object], timeout: float = 5.0
     ) -> None:
         """Wait until *predicate* holds; it is asked whenever a request arrives or is answered.
 
@@ -57,14 +58,16 @@ class Looking(Controlled):
         :param timeout: seconds
         :raises TimeoutError: if it does not hold in time
         """
-        waiting = self.parts.changes.until(lambda: predicate(self), timeout)
+        waiting = self.parts.changes.until(self._check(predicate), timeout)
         loop = self.parts.loop
         if loop is asyncio.get_running_loop() or loop is None:
             await waiting
         else:
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(waiting, loop))
 
-    def wait_until(self: SelfT, predicate: Callable[[SelfT], object], timeout: float = 5.0) -> None:
+    def wait_until(
+        self, predicate: Callable[[StreamingServer], object], timeout: float = 5.0
+    ) -> None:
         """Wait like :meth:`wait_for`, in a thread other than the server's.
 
         :raises TimeoutError: if it does not hold in time
@@ -75,5 +78,9 @@ class Looking(Controlled):
             raise RuntimeError(
                 "wait_until() is for other threads than the server's: use wait_for()"
             )
-        waiting = self.parts.changes.until(lambda: predicate(self), timeout)
+        waiting = self.parts.changes.until(self._check(predicate), timeout)
         asyncio.run_coroutine_threadsafe(waiting, loop).result(timeout + 5)
+
+    def _check(self, predicate: Callable[[StreamingServer], object]) -> Callable[[], object]:
+        server = cast("StreamingServer", self)
+        return lambda: predicate(server)

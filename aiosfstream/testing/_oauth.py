@@ -32,6 +32,8 @@ class OAuth:
     :ivar rotate: whether each refresh gives a new refresh token and ends the old one
     :ivar public_key: verifies JWT assertions, PEM
     :ivar my_domain: whether the host is a My Domain; client credentials work on no other
+    :ivar org_id: the org's id, which is in the identity URL and in the tokens
+    :ivar user_id: the user's id
     :ivar tokens: the access tokens that are valid
     :ivar codes: authorization code -> redirect URI and PKCE challenge
     """
@@ -44,13 +46,15 @@ class OAuth:
     rotate: bool = False
     public_key: str | bytes | None = None
     my_domain: bool = True
+    org_id: str = "00D000000000001AAA"
+    user_id: str = "005000000000001AAA"
     tokens: set[str] = field(default_factory=set, repr=False)
     codes: dict[str, tuple[str, str]] = field(default_factory=dict, repr=False)
     _numbers: Any = field(default_factory=lambda: itertools.count(1), repr=False)
 
     def issue(self) -> str:
         """Make an access token that is valid."""
-        token = f"00D000000000001!AQ.test_{next(self._numbers)}_token"
+        token = f"{self.org_id[:15]}!AQ.test_{next(self._numbers)}_token"
         self.tokens.add(token)
         return token
 
@@ -70,7 +74,7 @@ class OAuth:
         if flow is None:
             raise Denied("unsupported_grant_type", "grant type not supported")
         fields = flow(form)
-        identity = f"{host_url}/id/00D000000000001AAA/005000000000001AAA"
+        identity = f"{host_url}/id/{self.org_id}/{self.user_id}"
         answer = {
             "access_token": self.issue(),
             "instance_url": instance_url,
@@ -83,6 +87,24 @@ class OAuth:
             issued_at = str(int(time.time() * 1000))
             answer.update(issued_at=issued_at, signature=self.sign(identity, issued_at))
         return answer
+
+    def identity(self, url: str, token: str | None) -> dict[str, Any]:
+        """Say who an access token belongs to.
+
+        :param url: the identity URL
+        :raises Denied: if the token is not valid
+        """
+        if token not in self.tokens:
+            raise Denied("Missing_OAuth_Token" if token is None else "Bad_OAuth_Token")
+        return {
+            "id": url,
+            "user_id": self.user_id,
+            "organization_id": self.org_id,
+            "username": self.username,
+            "display_name": "Test User",
+            "email": self.username,
+            "active": True,
+        }
 
     def sign(self, identity: str, issued_at: str) -> str:
         """Sign an answer as Salesforce does."""

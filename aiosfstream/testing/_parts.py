@@ -7,7 +7,7 @@ import functools
 import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from ._bayeux import Bayeux
 from ._events import EventBus
@@ -18,6 +18,19 @@ from ._requests import RequestLog
 from ._waiting import Changes
 
 FuncT = TypeVar("FuncT", bound=Callable[..., Any])
+
+
+class Successor(Protocol):
+    """A server that an org has moved to."""
+
+    parts: Parts
+
+    @property
+    def instance_url(self) -> str:
+        """Where it is."""
+
+    def admit(self, token: str) -> None:
+        """Let a token in."""
 
 
 @dataclass
@@ -35,6 +48,7 @@ class Parts:
     :ivar errors: what failed in the server
     :ivar loop: the event loop that it runs in, while it runs
     :ivar thread: the thread of that loop
+    :ivar successor: the server that the org has moved to
     """
 
     oauth: OAuth
@@ -48,6 +62,7 @@ class Parts:
     errors: list[BaseException] = field(default_factory=list)
     loop: asyncio.AbstractEventLoop | None = None
     thread: int | None = None
+    successor: Successor | None = None
 
     def is_elsewhere(self) -> bool:
         """Tell whether the server runs in another thread than the caller's."""

@@ -42,15 +42,16 @@ class Ports:
         self._listening: dict[int, _Listening] = {}
         self._reserved: dict[int, socket.socket] = {}
 
-    def open(self) -> int:
-        """Listen at a free port.
+    def open(self, port: int = 0) -> int:
+        """Listen at a port.
 
+        :param port: its number; 0: any that is free
         :return: its number
         """
-        bound = _bind(0)
-        port: int = bound.getsockname()[1]
-        self._listen(port, bound)
-        return port
+        bound = _bind(port)
+        number: int = bound.getsockname()[1]
+        self._listen(number, bound)
+        return number
 
     def pause(self) -> None:
         """Refuse connections. The ports stay ours: no other program can take them meanwhile."""
@@ -93,28 +94,35 @@ class Addresses:
     """Where a server listens: the port that it was started at, and the org's own once it has moved.
 
     :param ssl_context: speak TLS with it
+    :param port: the port to start at; 0: any that is free
     """
 
-    def __init__(self, ssl_context: ssl_module.SSLContext | None) -> None:
+    def __init__(self, ssl_context: ssl_module.SSLContext | None, port: int) -> None:
         self.ssl_context = ssl_context
-        self.port = 0
-        self.instance_port = 0
-        #: How the places that the org has left answer.
-        self.moved_status = 404
+        self.port = port
+        #: Where the org is now; None: at another server.
+        self.instance_port: int | None = None
+        #: How the places that the org has left answer; None: they do not.
+        self.moved_status: int | None = 404
         self.ports: Ports | None = None
 
     def start(self, factory: Callable[[], asyncio.Protocol]) -> None:
-        """Listen at a free port.
+        """Listen.
 
         :param factory: makes the protocol of a connection
         """
         self.ports = Ports(factory, self.ssl_context)
-        self.port = self.instance_port = self.ports.open()
+        self.port = self.instance_port = self.ports.open(self.port)
 
-    def move(self, status: int) -> None:
+    def move(self, status: int | None) -> None:
         """Listen at one more port, which is the org's from now on."""
         self.moved_status = status
         self.instance_port = self.running.open()
+
+    def leave(self, status: int | None) -> None:
+        """Let the org be at another server from now on."""
+        self.moved_status = status
+        self.instance_port = None
 
     @property
     def running(self) -> Ports:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from ._events import envelope
+from ._events import Members, envelope
+from ._names import check_channel, check_publishable
 from ._parts import Controlled, control
 
 
@@ -15,7 +16,12 @@ class Publishing(Controlled):
 
     @control
     def publish(
-        self, channel: str, payload: Any = None, *, date: datetime | None = None
+        self,
+        channel: str,
+        payload: Any = None,
+        *,
+        date: datetime | None = None,
+        replay_id: Any = None,
     ) -> int | str:
         """Publish an event, wrapped as Salesforce does for the kind of channel.
 
@@ -23,9 +29,12 @@ class Publishing(Controlled):
         :param payload: the record's fields; text for a generic event. The fields of a
             ``ChangeEventHeader`` in it replace those of the header.
         :param date: when it was created; None: now
+        :param replay_id: its replay id, which other events may have as well; None: a new one
         :return: its replay id
+        :raises TypeError: if the channel is no text
+        :raises ValueError: if no event can be published on such a channel
         """
-        return self.publish_many([(channel, payload)], date=date)[0]
+        return self._publish([(channel, payload)], date, replay_id)[0]
 
     @control
     def publish_many(
@@ -36,16 +45,28 @@ class Publishing(Controlled):
         :param events: channels and payloads
         :param date: when they were created; None: now
         :return: their replay ids
+        :raises TypeError: if a channel is no text
+        :raises ValueError: if no event can be published on such a channel
         """
+        return self._publish(list(events), date, None)
+
+    def _publish(
+        self, events: list[tuple[str, Any]], date: datetime | None, replay_id: Any
+    ) -> list[int | str]:
+        for channel, _ in events:
+            check_publishable(channel)
         ids = []
         for channel, payload in events:
-            replay_id = self.parts.bus.next_id()
+            new_id = self.parts.bus.next_id() if replay_id is None else replay_id
             content = {} if payload is None else payload
-            self.parts.bus.store(channel, envelope(channel, content, replay_id, date), replay_id)
-            ids.append(replay_id)
-        self.parts.bayeux.deliver()
-        self.parts.changes.notify()
+            self.parts.bus.store(channel, envelope(channel, content, new_id, date), new_id)
+            ids.append(new_id)
+        self._delivered()
         return ids
+
+    def _delivered(self) -> None:
+        self.parts.bayeux.sessions.deliver()
+        self.parts.changes.notify()
 
     @control
     def publish_data(self, channel: str, data: Any, replay_id: Any = None) -> int | str:
@@ -55,17 +76,20 @@ class Publishing(Controlled):
         :param data: the message's ``data``
         :param replay_id: the id that it can be resumed behind; None: a new one
         :return: that id
+        :raises TypeError: if the channel is no text
+        :raises ValueError: if no event can be published on such a channel
         """
+        check_publishable(channel)
         stored_id: int | str = self.parts.bus.next_id() if replay_id is None else replay_id
         self.parts.bus.store(channel, data, stored_id)
-        self.parts.bayeux.deliver()
-        self.parts.changes.notify()
+        self._delivered()
         return stored_id
 
     @control
     def replay_ids(self, channel: str) -> list[Any]:
         """Give the replay ids of the events that are retained on *channel*, in order."""
-        return [event.replay_id for event in self.parts.bus.channel(channel).events]
+        events = self.parts.bus.channel(check_channel(channel)).events
+        return [event.replay_id for event in events]
 
     @control
     def discard_events(self, channel: str | None = None, *, keep: int = 0) -> None:
@@ -74,7 +98,31 @@ class Publishing(Controlled):
         :param channel: the channel; None: all of them
         :param keep: how many of the newest events stay
         """
-        names = list(self.parts.bus.channels) if channel is None else [channel]
-        for name in names:
-            stored = self.parts.bus.channel(name)
-            stored.discard(max(0, len(stored.events) - keep))
+        if channel is not None:
+            check_channel(channel)
+        self.parts.bus.discard(channel, keep)
+
+    @control
+    def reset_ids(self) -> None:
+        """Let the replay ids begin again, as in an org that was migrated or restored.
+
+        What is retained is discarded, and the ids to come are the same as those at first.
+        """
+        self.parts.bus.discard(None, 0)
+        self.parts.bus.reset_ids()
+
+    @control
+    def add_members(self, channel: str, *members: str, own_names: bool = True) -> None:
+        """Let a channel carry the events of others as well: a custom channel, or a wildcard.
+
+        ``/data/ChangeEvents`` carries all change events from the start, under its own name.
+
+        :param channel: the channel, such as ``/data/Sales__chn`` or ``/event/*``
+        :param members: the others, with ``*`` for anything
+        :param own_names: whether events come with the name of the channel that they were published
+            on, instead of the subscribed one's
+        :raises ValueError: if a name is none of a channel
+        """
+        for name in (channel, *members):
+            check_channel(name)
+        self.parts.bus.members[channel] = Members(members, own_names)

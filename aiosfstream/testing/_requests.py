@@ -10,19 +10,22 @@ from typing import Any, Final
 
 #: Requests that are remembered.
 MAX_REQUESTS: Final = 100_000
+#: What requests are for, but those that carry Bayeux messages.
+KINDS: Final = ("token", "authorize", "identity", "other")
 
 
 @dataclass(frozen=True)
 class Request:
     """One request, as it arrived.
 
-    :ivar kind: ``token``, ``authorize``, ``cometd`` or ``other``
+    :ivar kind: ``token``, ``authorize``, ``identity``, ``cometd`` or ``other``
     :ivar channel: the first message's channel, empty for others than ``cometd``
     :ivar messages: the Bayeux messages
     :ivar form: the fields of a token request
     :ivar headers: the HTTP headers
     :ivar path: the path
     :ivar time: ``time.monotonic()`` at its arrival
+    :ivar reused: whether its connection has carried another request before
     :ivar status: the HTTP status that it was answered with; None: not answered, or not entirely
     """
 
@@ -33,6 +36,7 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     path: str = ""
     time: float = field(default_factory=time.monotonic)
+    reused: bool = False
     status: int | None = None
 
     @property

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl as ssl_module
 import threading
+from pathlib import Path
 from types import TracebackType
-from typing import TypedDict
 
 from ._bayeux import Bayeux
 from ._breaking import Breaking
+from ._credentials import LoggingIn
+from ._event_file import EventFile
 from ._events import EventBus
 from ._front import Front
 from ._looking import Looking
 from ._oauth import OAuth
-from ._parts import Parts, control
+from ._parts import Parts
 from ._ports import Addresses
 from ._publishing import Publishing
 from ._waiting import Changes
 
 
-class Credentials(TypedDict):
-    """The arguments that a client needs to log in with a password."""
-
-    consumer_key: str
-    consumer_secret: str
-    username: str
-    password: str
-    login_url: str
-
-
-class StreamingServer(Publishing, Breaking, Looking):
+class StreamingServer(LoggingIn, Publishing, Breaking, Looking):
     """An org to test against: token endpoint, Streaming API with replay, and faults on demand.
 
     An async context manager::
@@ -44,7 +37,7 @@ class StreamingServer(Publishing, Breaking, Looking):
     it is an ordinary function, which takes effect before it returns and may be called from any
     thread. What fails in the server is raised at the end of the block.
 
-    The arguments are attributes as well, which may be changed while it runs.
+    The arguments are attributes as well, which may be changed while it runs, but where it says so.
 
     :param session_timeout: seconds after an answer until a session without a request is deleted
     :param hold_timeout: seconds that a connect is held without events
@@ -61,6 +54,13 @@ class StreamingServer(Publishing, Breaking, Looking):
     :param advise_multiple_clients: give sessions that share a browser cookie the advice to poll slowly
     :param my_domain: whether it is a My Domain host; the client credentials flow works on no other.
         Later ``server.oauth.my_domain``
+    :param advised_timeout: the seconds that clients are told a connect may be held; None:
+        *hold_timeout*
+    :param keepalive_timeout: seconds after an answer until its connection is closed; None: aiohttp's
+        default. Only an argument
+    :param port: the port to listen at; 0: any that is free. Only an argument
+    :param events_file: a file that keeps the events when the program ends, so that another one can
+        start with them; None: nothing does. Only an argument
     """
 
     def __init__(
@@ -78,6 +78,10 @@ class StreamingServer(Publishing, Breaking, Looking):
         http_401: bool = False,
         advise_multiple_clients: bool = True,
         my_domain: bool = True,
+        advised_timeout: float | None = None,
+        keepalive_timeout: float | None = None,
+        port: int = 0,
+        events_file: str | os.PathLike[str] | None = None,
     ) -> None:
         self.session_timeout = session_timeout
         self.hold_timeout = hold_timeout
@@ -86,30 +90,29 @@ class StreamingServer(Publishing, Breaking, Looking):
         self.slash = slash
         self.http_401 = http_401
         self.advise_multiple_clients = advise_multiple_clients
+        self.advised_timeout = advised_timeout
+        self._keepalive_timeout = keepalive_timeout
         #: Who may log in, and with what.
         self.oauth = OAuth(
             rotate=rotate_refresh_tokens, public_key=jwt_public_key, my_domain=my_domain
         )
         #: Mistakes of clients, in words: what Salesforce forbids or takes amiss.
         self.violations: list[str] = []
-        bus, changes = EventBus(text_ids=text_replay_ids), Changes()
-        super().__init__(
-            Parts(
-                oauth=self.oauth,
-                bus=bus,
-                bayeux=Bayeux(self, bus, self.oauth.tokens, self.violations, changes.notify),
-                addresses=Addresses(ssl_context),
-                violations=self.violations,
-                changes=changes,
-            )
-        )
+        file = None if events_file is None else EventFile(Path(events_file))
+        bus, changes = EventBus(text_ids=text_replay_ids, file=file), Changes()
+        bayeux = Bayeux(self, bus, self.oauth.tokens, self.violations, changes.notify)
+        addresses = Addresses(ssl_context, port)
+        super().__init__(Parts(self.oauth, bus, bayeux, addresses, self.violations, changes))
 
     # Running
 
     async def __aenter__(self) -> StreamingServer:
-        """Start serving on a free port of 127.0.0.1."""
+        """Start serving on 127.0.0.1.
+
+        :raises OSError: if the port is in use
+        """
         self.parts.loop, self.parts.thread = asyncio.get_running_loop(), threading.get_ident()
-        self.front = Front(self.parts, self)
+        self.front = Front(self.parts, self, self._keepalive_timeout)
         return self
 
     async def __aexit__(
@@ -128,42 +131,3 @@ class StreamingServer(Publishing, Breaking, Looking):
         self.parts.loop = self.parts.thread = None
         if exc_val is None and self.parts.errors:
             raise self.parts.errors[0]
-
-    # Where it is and who may log in
-
-    @property
-    def url(self) -> str:
-        """Where it was started."""
-        return self.parts.addresses.url(self.parts.addresses.port)
-
-    @property
-    def login_url(self) -> str:
-        """The ``login_url`` of authenticators."""
-        return self.url
-
-    @property
-    def instance_url(self) -> str:
-        """What the token endpoint answers with."""
-        addresses = self.parts.addresses
-        return addresses.url(addresses.instance_port) + ("/" if self.slash else "")
-
-    @property
-    def credentials(self) -> Credentials:
-        """The arguments of a ``SalesforceStreamingClient`` or ``PasswordAuthenticator``."""
-        return {
-            "consumer_key": self.oauth.consumer_key,
-            "consumer_secret": self.oauth.consumer_secret,
-            "username": self.oauth.username,
-            "password": self.oauth.password,
-            "login_url": self.login_url,
-        }
-
-    @property
-    def refresh_token(self) -> str:
-        """The refresh token that is valid."""
-        return self.oauth.refresh_token
-
-    @control
-    def new_access_token(self) -> str:
-        """Make an access token that is valid."""
-        return self.oauth.issue()
