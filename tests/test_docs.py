@@ -281,7 +281,7 @@ def test_the_program_in_the_readme_is_the_quickstart() -> None:
 
 def test_the_files_that_the_readme_names_exist() -> None:
     readme = (ROOT / "README.rst").read_text(encoding="utf-8")
-    named = re.findall(r"[\w./]+\.(?:py|rst)\b", readme)
+    named = re.findall(r"[\w./-]+\.(?:py|rst)\b", readme)
     assert {"scripts/test.py", "docs/howto/authentication.rst"} <= set(named)
     for name in named:
         assert (ROOT / name).is_file(), f"README.rst names {name}, which is not there"
