@@ -87,6 +87,7 @@ setup(
         "Topic :: Software Development :: Libraries :: Python Modules",
         "Typing :: Typed",
     ],
+    py_modules=["aiosfstream_pytest"],
     packages=find_packages(include=["aiosfstream", "aiosfstream.*"]),
     package_data={"aiosfstream": ["py.typed"]},
     python_requires=">=3.10",
@@ -106,7 +107,7 @@ setup(
     },
     entry_points={
         "console_scripts": ["aiosfstream = aiosfstream.__main__:main"],
-        "pytest11": ["aiosfstream = aiosfstream.pytest_plugin"],
+        "pytest11": ["aiosfstream = aiosfstream_pytest"],
     },
     zip_safe=False,
 )

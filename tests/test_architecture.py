@@ -100,7 +100,7 @@ ARROWS: dict[str, set[str]] = {
     "testing.conformance": {"replay", "exceptions"},
     # The package hands on the check of storages, when it is asked for.
     "testing.*": {"testing.*", "testing.conformance"},
-    "pytest_plugin": {"testing.*"},
+    "pytest_plugin": set(),
     "_cli": set(),
     "_cli.console": set(),
     "_cli.credentials": {"_cli.console", "auth"},

@@ -26,6 +26,7 @@ SDIST_FILES = {
     "PKG-INFO",
     "README.rst",
     "SECURITY.md",
+    "aiosfstream_pytest.py",
     "pyproject.toml",
     "setup.cfg",
     "setup.py",
@@ -94,8 +95,9 @@ def metadata(wheel: zipfile.ZipFile) -> Message:
 
 
 def package_files() -> set[str]:
-    """Return every file of the package, as paths below the root."""
-    return {path for path in tracked_files() if path.startswith("aiosfstream/")}
+    """Return every file of the package, as paths below the root, and the pytest plugin."""
+    package = {path for path in tracked_files() if path.startswith("aiosfstream/")}
+    return package | {"aiosfstream_pytest.py"}
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
@@ -114,8 +116,11 @@ def test_the_wheel_tells_its_licence_and_its_entry_points(wheel: zipfile.ZipFile
     assert wheel.read(notes["licenses/LICENSE"]) == (ROOT / "LICENSE").read_bytes()
     entry_points = wheel.read(notes["entry_points.txt"]).decode().split()
     assert "aiosfstream=aiosfstream.__main__:main" in "".join(entry_points)
-    assert "aiosfstream=aiosfstream.pytest_plugin" in "".join(entry_points)
-    assert wheel.read(notes["top_level.txt"]).decode().split() == ["aiosfstream"]
+    assert "aiosfstream=aiosfstream_pytest" in "".join(entry_points)
+    assert wheel.read(notes["top_level.txt"]).decode().split() == [
+        "aiosfstream",
+        "aiosfstream_pytest",
+    ]
 
 
 def test_the_source_distribution_holds_what_is_needed_to_build_and_test(sdist: set[str]) -> None:

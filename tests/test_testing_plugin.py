@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from aiosfstream.testing import serve_in_thread
+
 pytest_plugins = ["pytester"]
+
+ROOT = Path(__file__).parent.parent
 
 SETTINGS = """
 [pytest]
@@ -139,8 +144,78 @@ def test_the_fixture_is_on_the_list(pytester: pytest.Pytester) -> None:
 
 
 def test_the_example_that_kills_its_program(pytester: pytest.Pytester) -> None:
-    example = Path(__file__).parent.parent / "docs" / "examples" / "test_kill.py"
+    example = ROOT / "docs" / "examples" / "test_kill.py"
     pytester.makeini("[pytest]")
     pytester.makepyfile(example.read_text(encoding="utf-8"))
     result = pytester.runpytest_subprocess("-q", "-p", "no:cacheprovider")
     result.assert_outcomes(passed=1)
+
+
+NOTHING_IMPORTED = """
+import sys
+
+
+def test_what_is_imported():
+    ours = {name for name in sys.modules if name.partition(".")[0] == "aiosfstream"}
+    assert ours == set()
+    assert {"aiohttp", "aiocometd", "asyncio", "ssl", "multidict"} & set(sys.modules) == set()
+
+
+def test_the_fixture(salesforce_server):
+    assert salesforce_server.sessions == []
+    assert "aiohttp" in sys.modules
+"""
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a pytest in a process of its own load this plugin and no other."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    for name in [name for name in os.environ if name.startswith("COV")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PYTEST_PLUGINS", "aiosfstream_pytest")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+@pytest.mark.usefixtures("alone")
+def test_it_costs_nothing_until_its_fixture_is_used(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(NOTHING_IMPORTED)
+    pytester.runpytest_subprocess("-q", "-p", "no:cacheprovider").assert_outcomes(passed=2)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("broken", ["aiohttp", "aiocometd"])
+def test_a_broken_dependency_breaks_only_the_tests_that_use_it(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    folder = pytester.mkdir("broken")
+    (folder / f"{broken}.py").write_text("raise ImportError('it is broken')\n")
+    monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{ROOT}")
+    pytester.makepyfile(
+        "def test_one(): pass\ndef test_two(salesforce_server): pass\ndef test_three(): pass\n"
+    )
+    result = pytester.runpytest_subprocess("-q", "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*ImportError: it is broken*"])
+
+
+@pytest.mark.usefixtures("alone")
+def test_it_is_there_under_its_name_in_the_package_as_well(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTEST_PLUGINS", "aiosfstream.pytest_plugin")
+    pytester.makepyfile("def test_it(salesforce_server): assert salesforce_server.url")
+    pytester.runpytest_subprocess("-q", "-p", "no:cacheprovider").assert_outcomes(passed=1)
+
+
+def test_pytest_loads_the_module_that_imports_nothing() -> None:
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    assert '"pytest11": ["aiosfstream = aiosfstream_pytest"]' in setup
+    assert 'py_modules=["aiosfstream_pytest"]' in setup
+
+
+def test_a_server_in_a_thread_without_pytest() -> None:
+    with serve_in_thread(text_replay_ids=True) as server:
+        assert isinstance(server.publish("/event/A__e"), str)
+    with pytest.raises(KeyError, match="block"), serve_in_thread():
+        raise KeyError("block")

@@ -51,6 +51,7 @@ from ._plan import PlannedFaults
 from ._requests import Request
 from ._server import StreamingServer
 from ._sessions import Session
+from ._thread import serve_in_thread
 
 if TYPE_CHECKING:
     from .conformance import check_marker_storage
@@ -96,6 +97,7 @@ __all__ = [
     "StreamingServer",
     "Truncate",
     "check_marker_storage",
+    "serve_in_thread",
 ]
 
 
