@@ -34,9 +34,11 @@ class Attachment:
     :ivar aliases: delivered channel -> subscribed key, where they differ
     :ivar subscribed: the keys of which markers are stored
     :ivar client: whose these are, or None
+    :ivar ordinary: those of *subscribed* whose markers may be stored without a second look: all of
+        them, or none while anything is out of the ordinary
     """
 
-    __slots__ = ("aliases", "client", "subscribed")
+    __slots__ = ("aliases", "client", "ordinary", "subscribed")
 
     def __init__(
         self,
@@ -45,7 +47,7 @@ class Attachment:
         client: weakref.ref[object] | None = None,
     ) -> None:
         self.aliases = aliases
-        self.subscribed = subscribed
+        self.subscribed = self.ordinary = subscribed
         self.client = client
 
     def is_of_another(self, client: object | None) -> bool:
@@ -90,7 +92,7 @@ class Notes:
     """All that a storage remembers beside markers.
 
     :ivar attached: its clients; never empty
-    :ivar special: what is out of the ordinary, by key; empty nearly always, which the fast ways ask
+    :ivar special: what is out of the ordinary, by key; empty nearly always
     :ivar warned: of which channels and troubles a warning has been written
     """
 
@@ -124,9 +126,17 @@ class Notes:
         """Take note of what a client says at its opening."""
         client = None if attachment.client is None else attachment.client()
         others = [other for other in self.attached if other.is_of_another(client)]
-        self.attached[:] = [*others, attachment]
+        replaced = [old for old in self.attached if old not in others]
+        self.attached = [*others, attachment]
         if not others:
             self._begin_anew()
+        self._decide_what_is_ordinary(*replaced)
+
+    def _decide_what_is_ordinary(self, *replaced: Attachment) -> None:
+        """Decide anew which channels are ordinary."""
+        simple = not self.special and len(self.attached) == 1
+        for client in (*self.attached, *replaced):
+            client.ordinary = client.subscribed if simple and client in self.attached else ()
 
     def _begin_anew(self) -> None:
         """Forget the order in which the messages of an earlier opening came.
@@ -152,23 +162,16 @@ class Notes:
 
     def is_subscribed(self, key: str) -> bool:
         """Say whether markers are stored under *key*."""
+        if key in self.attached[0].subscribed:
+            return True
         return any(key in client.subscribed for client in self.attached)
-
-    def is_ordinary(self, channel: str) -> bool:
-        """Say whether the markers of a delivered channel are simply stored under its own name."""
-        client = self.attached[0]
-        return (
-            not self.special
-            and channel in client.subscribed
-            and channel not in client.aliases
-            and len(self.attached) == 1
-        )
 
     # A marker that replaces whatever is stored
 
     def overwrite_with(self, key: str, message: JsonObject) -> None:
         """Have the marker of *message* stored whatever is stored."""
         self.special.setdefault(key, _Special()).overwriting = message
+        self._decide_what_is_ordinary()
 
     def overwrites(self, key: str, message: JsonObject) -> bool:
         """Say whether the marker of *message* is stored whatever is stored."""
@@ -190,6 +193,7 @@ class Notes:
         if not special.holds or special.holds[-1].until is not None or special.holds[-1].is_over:
             special.holds.append(_Hold())
         special.holds[-1].early[id(message)] = message
+        self._decide_what_is_ordinary()
 
     def release(self, key: str, until: JsonObject) -> None:
         """Let what is held back be stored once the marker of *until* has been."""
@@ -259,6 +263,7 @@ class Notes:
         special.holds = [hold for hold in special.holds if hold.early or hold.kept is not None]
         if special.overwriting is None and not special.holds and self.special.get(key) is special:
             del self.special[key]
+            self._decide_what_is_ordinary()
 
 
 _Furthest = Callable[[JsonObject, JsonObject], JsonObject]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import reprlib
+import time
 import weakref
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Container, Mapping, MutableMapping
@@ -74,34 +76,63 @@ def should_store(stored: ReplayMarker | None, new: ReplayMarker) -> bool:
 
     A replayed message must not move the marker back, so it does unless the stored one is newer. The
     dates are compared as instants, since their forms differ between kinds of event. One that is
-    missing or not understood is older than any other.
+    missing, not understood, or more than a day ahead of this machine's clock is older than any other.
+    Of two events of the same moment, the one with the larger replay id is the newer, if both ids are
+    whole numbers; if not, it is the one that was handed over last.
 
     :param stored: the stored marker, or None
     :param new: the marker of a message that was handed over
     :return: True if *new* is to be stored
     """
-    if stored is None or follows(stored, new.date, new.replay_id):
+    if stored is None:
         return True
-    return stored.date == new.date or instant(stored.date) <= instant(new.date)
+    texts = stored.date.__class__ is str is new.date.__class__
+    if texts and follows(stored, new.date, new.replay_id):
+        return True
+    before, after = instant(stored.date), instant(new.date)
+    if before != after or before == UNKNOWN:
+        return before <= after
+    # Ids are opaque, and begin again after a migration; but never within a millisecond. To keep the
+    # stored marker is the safe side in any case: it was handed over too, so nothing is passed.
+    return not (is_ordinal(stored.replay_id) and is_ordinal(new.replay_id)) or (
+        stored.replay_id <= new.replay_id
+    )
 
 
-def follows(stored: ReplayMarker, date: str, _replay_id: object) -> bool:
+def is_ordinal(replay_id: object) -> bool:
+    """Say whether a replay id is a whole number, which ids of the same moment are ordered by.
+
+    :param replay_id: the id
+    """
+    return replay_id.__class__ is int and replay_id >= 0
+
+
+def follows(stored: ReplayMarker, date: str, replay_id: object) -> bool:
     """Tell without parsing that a marker takes the place of *stored*.
 
     Two dates in UTC, or two numbers, of the same length are in the order of their texts.
 
     :param stored: the stored marker
     :param date: the date of the new one
-    :param _replay_id: the id of the new one
+    :param replay_id: the id of the new one
     :return: False may mean that it takes parsing to tell
     """
-    before = stored[0]
-    if date.__class__ is not str or before.__class__ is not str or len(before) != len(date):
+    before, known = stored
+    if before[-1:] == date[-1:] == "Z":
+        latest = _LATEST.text
+    elif before.isdigit() and date.isdigit():
+        latest = _LATEST.milliseconds
+    else:
         return False
-    in_form = (before[-1:] == date[-1:] == "Z" and date[10:11] == "T") or (
-        before.isdigit() and date.isdigit()
+    if len(before) != len(date) or date >= latest:
+        return False
+    return before < date or (
+        before == date and known.__class__ is int is replay_id.__class__ and 0 <= known <= replay_id
     )
-    return in_form and before <= date
+
+
+#: Makes a marker from its class and a pair.
+make_marker: Final = tuple.__new__
 
 
 def date_and_id(message: JsonObject) -> tuple[str, Any]:
@@ -125,24 +156,60 @@ def date_and_id(message: JsonObject) -> tuple[str, Any]:
     return payload["CreatedDate"], replay_id
 
 
+#: The instant of a date that is not known: older than any other.
+UNKNOWN: Final = float("-inf")
+#: Seconds that a date may be ahead of this machine's clock, which may be wrong itself.
+AHEAD: Final = 86_400.0
+
+
+class _Latest:
+    """The latest date that is believed, in the forms in which dates are compared as texts.
+
+    :ivar text: in ISO 8601, without the ``Z``
+    :ivar milliseconds: since the epoch
+    """
+
+    def __init__(self) -> None:
+        self.text = self.milliseconds = ""
+        self._written = 0.0
+
+    def instant(self) -> float:
+        """Look at the clock, and give the latest instant that is believed."""
+        latest = time.time() + AHEAD
+        # What is later than these takes parsing, so they may lag a little.
+        if abs(latest - self._written) > 60:
+            self._written = latest
+            self.text = datetime.fromtimestamp(latest, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
+            self.milliseconds = str(int(latest * 1000))
+        return latest
+
+
+_LATEST: Final = _Latest()
+
+
 def instant(date: object) -> float:
     """Give the seconds since the epoch of an event's date.
 
     :param date: ISO 8601 with ``Z`` or an offset, with or without fractions; or milliseconds since
         the epoch as text, which change events have
-    :return: seconds; minus infinity for anything else
+    :return: seconds; :data:`UNKNOWN` for anything else, and for what is more than a day ahead of this
+        machine's clock
     """
-    text = str(date)
+    seconds = _parsed(str(date))
+    return seconds if seconds <= _LATEST.instant() else UNKNOWN
+
+
+def _parsed(text: str) -> float:
     if text.isascii() and text.isdigit():
-        return int(text) / 1000 if len(text) <= 18 else float("-inf")
+        return int(text) / 1000 if len(text) <= 18 else UNKNOWN
     if text[4:5] != "-":
         # Later Pythons understand other forms of ISO 8601 too; the order must not depend on it.
-        return float("-inf")
+        return UNKNOWN
     try:
         parsed = datetime.fromisoformat(_iso(text))
         return (parsed if parsed.tzinfo else parsed.replace(tzinfo=timezone.utc)).timestamp()
     except (ValueError, OverflowError):
-        return float("-inf")
+        return UNKNOWN
 
 
 def _iso(text: str) -> str:
@@ -216,12 +283,14 @@ class ReplayMarkerStorage(Extension):
         :raises ReplayError: if the marker cannot be read
         """
         key = key_of(message["subscription"])
-        try:
-            replay_id = await self.get_replay_id(key)
-        except ReplayError:
-            raise
-        except Exception as error:
-            raise _failed("read", key, error) from error
+        replay_id = _take_fallback(self, key)
+        if replay_id is None:
+            try:
+                replay_id = await self.get_replay_id(key)
+            except ReplayError:
+                raise
+            except Exception as error:
+                raise _failed("read", key, error) from error
         if isinstance(replay_id, ReplayOption):
             # Not every JSON function takes an enumeration's member for a number.
             replay_id = int(replay_id)
@@ -251,6 +320,9 @@ class ReplayMarkerStorage(Extension):
             return
         notes = _NOTES.of(self)
         key = notes.key_of(message)
+        if not notes.is_subscribed(key):
+            _warn_once(self, message, "belongs to no subscription: its marker is not stored")
+            return
         try:
             if notes.overwrites(key, message):
                 await self.set_replay_marker(key, marker)
@@ -274,14 +346,15 @@ class ReplayMarkerStorage(Extension):
         :raises ReplayError: if there is none
         """
         data = message.get("data")
-        event, payload = _dict(data, "event"), _dict(data, "payload")
-        if "ChangeEventHeader" in payload:
-            created = _dict(payload, "ChangeEventHeader").get("commitTimestamp")
-        else:
-            created = payload.get("CreatedDate")
-        for date in (event.get("createdDate"), created):
-            if _is_date(date):
-                return str(date)
+        date = _dict(data, "event").get("createdDate")
+        if not _is_date(date):
+            payload = _dict(data, "payload")
+            if "ChangeEventHeader" in payload:
+                date = _dict(payload, "ChangeEventHeader").get("commitTimestamp")
+            else:
+                date = payload.get("CreatedDate")
+        if _is_date(date):
+            return str(date)
         raise ReplayError(
             f"No message creation date found in a message on {message.get('channel')}. It should have"
             " event.createdDate, payload.CreatedDate or a ChangeEventHeader."
@@ -482,6 +555,22 @@ def marker_of(storage: ReplayMarkerStorage, message: JsonObject) -> ReplayMarker
     return ReplayMarker(date, replay_id)
 
 
+def _take_fallback(storage: ReplayMarkerStorage, key: str) -> int | None:
+    """Give the fallback that the application has set for the next subscription, once."""
+    fallback = storage.replay_fallback
+    # A subclass may use this name for something of its own.
+    if isinstance(fallback, bool) or not isinstance(fallback, int):
+        return None
+    try:
+        storage.replay_fallback = None
+    except AttributeError:
+        # A property of a subclass's own.
+        return None
+    # The stored marker is of no use any more: it must not outlast the events that come now.
+    _NOTES.of(storage).overwrite_with(key, ANY)
+    return fallback
+
+
 def _warn_once(storage: ReplayMarkerStorage, message: JsonObject, what: str) -> None:
     warned = _NOTES.of(storage).warned
     key = (str(channel_of(message)), what)
@@ -568,13 +657,12 @@ async def open_for(storage: ReplayMarkerStorage, org_id: str | None) -> None:
         await storage.open_for(org_id)
 
 
-def ordinary_channels(storage: ReplayMarkerStorage) -> Callable[[str], bool]:
-    """Give a function that says whether the markers of a delivered channel are stored under its own name.
+def attachment_of(storage: ReplayMarkerStorage) -> Attachment:
+    """Give what the client that was attached last has said, and which channels are ordinary.
 
     :param storage: the storage
-    :return: the function; False where anything about the channel is out of the ordinary
     """
-    return _NOTES.of(storage).is_ordinary
+    return _NOTES.of(storage).attached[-1]
 
 
 def direct_store_of(storage: ReplayMarkerStorage) -> Callable[[JsonObject], bool] | None:
@@ -692,8 +780,10 @@ async def _fail(storage: ReplayMarkerStorage, place: Place, exc_type: type[BaseE
 class MappingStorage(ReplayMarkerStorage):
     """Keeps markers in a mapping: a dict, a :class:`shelve.Shelf`, or what behaves like one.
 
-    :param mapping: channels to markers. A plain replay id as a value is understood as well, and is
-        replaced by a marker when the first message is handed over
+    :param mapping: channels to markers. A value may also be a date and a replay id as a pair or as
+        ``{"date": ..., "replay_id": ...}``, or a plain replay id or option; it is replaced by a marker
+        when the first message is handed over. It is asked by ``mapping[channel]``, so the default of a
+        :class:`~collections.defaultdict` counts
     :raises TypeError: if it is no mutable mapping
     """
 
@@ -710,8 +800,16 @@ class MappingStorage(ReplayMarkerStorage):
         return f"{type(self).__name__}(mapping={reprlib.repr(self.mapping)})"
 
     async def get_replay_marker(self, subscription: str) -> ReplayMarker | None:
-        """Give the marker of *subscription*, or None."""
-        return read_marker(self.mapping.get(subscription))
+        """Give the marker of *subscription*, or None.
+
+        :raises ReplayError: if the mapping has something else there
+        """
+        try:
+            # Not get(): a defaultdict, or a subclass with its own __getitem__, may have an answer.
+            value = self.mapping[subscription]
+        except KeyError:
+            return None
+        return read_marker(subscription, value)
 
     async def set_replay_marker(self, subscription: str, replay_marker: ReplayMarker) -> None:
         """Put *replay_marker* into the mapping."""
@@ -719,17 +817,24 @@ class MappingStorage(ReplayMarkerStorage):
 
 
 def _direct_store_in(storage: MappingStorage) -> Callable[[JsonObject], bool]:
-    mapping, is_ordinary = storage.mapping, ordinary_channels(storage)
+    mapping, client = storage.mapping, attachment_of(storage)
+    aliases = client.aliases
 
     def store(message: JsonObject) -> bool:
         try:
             channel = message["channel"]
             date, replay_id = date_and_id(message)
-            if not is_ordinary(channel) or not follows(mapping[channel], date, replay_id):
+            if (
+                channel not in client.ordinary
+                or channel in aliases
+                or not follows(mapping[channel], date, replay_id)
+            ):
                 return False
-        except (KeyError, TypeError, IndexError):
+        except (KeyError, TypeError, ValueError, AttributeError):
+            # Out of the ordinary in one of many ways.
             return False
-        mapping[channel] = ReplayMarker(date, replay_id)
+        # In half the time that calling its class takes.
+        mapping[channel] = make_marker(ReplayMarker, (date, replay_id))
         return True
 
     return store
@@ -738,17 +843,23 @@ def _direct_store_in(storage: MappingStorage) -> Callable[[JsonObject], bool]:
 class DefaultReplayIdMixin:
     """Adds a replay id for channels without a marker.
 
-    :param default_id: a replay option or replay id
+    :param default_id: a replay option or replay id; None: leave it to the server
+    :param kwargs: for the classes that it is combined with
     """
 
-    def __init__(self, default_id: int, **kwargs: Any) -> None:
+    def __init__(self, default_id: int | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         #: Where a channel without a marker starts.
         self.default_id = default_id
 
     async def get_replay_id(self, subscription: str) -> int | None:
-        """Give the id of the stored marker, or the default."""
-        replay_id: int | None = await super().get_replay_id(subscription)  # type: ignore[misc]
+        """Give the id of the stored marker, or the default.
+
+        :param subscription: the channel, without a PushTopic filter's query
+        :return: the id; None if there is no default either
+        """
+        inherited: Any = getattr(super(), "get_replay_id", None)
+        replay_id: int | None = None if inherited is None else await inherited(subscription)
         return self.default_id if replay_id is None else replay_id
 
 
@@ -772,10 +883,11 @@ class ConstantReplayId(DefaultReplayIdMixin, ReplayMarkerStorage):
     """Stores nothing: every subscription starts from the same option or id.
 
     :param default_id: a replay option or replay id
+    :param kwargs: for the classes that a subclass combines it with
     """
 
-    def __init__(self, default_id: int) -> None:
-        super().__init__(default_id=default_id)
+    def __init__(self, default_id: int, **kwargs: Any) -> None:
+        super().__init__(default_id, **kwargs)
 
     def __repr__(self) -> str:
         """Show the id."""
@@ -839,15 +951,37 @@ def _dict(value: object, name: str) -> dict[str, Any]:
 
 
 def _is_date(value: object) -> bool:
-    if isinstance(value, bool):
-        return False
-    return isinstance(value, int) or (isinstance(value, str) and value != "")
+    if isinstance(value, str):
+        return value != ""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
-def read_marker(value: Any) -> ReplayMarker | None:
-    """Understand what people keep in mappings: a marker, a pair, or a plain replay id."""
+def read_marker(channel: str, value: Any) -> ReplayMarker | None:
+    """Understand what people keep as the marker of a channel.
+
+    :param channel: the channel
+    :param value: a marker, a pair of date and replay id, ``{"date": ..., "replay_id": ...}``, a plain
+        replay id, or None
+    :return: the marker; None for None
+    :raises ReplayError: if it is anything else
+    """
     if value is None or isinstance(value, ReplayMarker):
         return value
-    if isinstance(value, (tuple, list)) and len(value) == 2:
-        return ReplayMarker("" if value[0] is None else str(value[0]), value[1])
-    return ReplayMarker("", value)
+    if isinstance(value, dict) and "replay_id" in value:
+        date, replay_id = value.get("date"), value["replay_id"]
+    elif isinstance(value, (tuple, list)) and len(value) == 2:
+        date, replay_id = value
+    else:
+        date, replay_id = None, value
+    if not _is_id(replay_id) or not (date is None or date == "" or _is_date(date)):
+        raise ReplayError(
+            f"{value!r:.200} is stored for channel {channel:.100}, which is no replay marker. Store a ReplayMarker,"
+            " a date and a replay id, or a replay id there."
+        )
+    return ReplayMarker("" if date is None else str(date), replay_id)
+
+
+def _is_id(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, (int, str)) and not isinstance(value, bool)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 from ..exceptions import ReplayError
-from ..replay import DurableStorage, ReplayMarker, instant
+from ..replay import DefaultReplayIdMixin, DurableStorage, ReplayMarker, instant
 
 try:
     from redis import exceptions as redis_exceptions
@@ -36,7 +36,7 @@ return 1
 _NO_DATE: Final = -1e300
 
 
-class RedisStorage(DurableStorage):
+class RedisStorage(DefaultReplayIdMixin, DurableStorage):
     """Keeps markers in Redis, a hash a channel, for programs that run on more than one machine.
 
     Each marker is compared with the stored one and stored in a single step, so it is never moved
@@ -59,17 +59,11 @@ class RedisStorage(DurableStorage):
     def __init__(self, client: Redis, *, prefix: str, default_id: int | None = None) -> None:
         self._client = client
         self._prefix = prefix
-        #: Where a channel without a marker starts.
-        self.default_id = default_id
+        super().__init__(default_id)
 
     def __repr__(self) -> str:
         """Show the prefix; the client may hold a password."""
         return f"{type(self).__name__}(prefix={self._prefix!r}, default_id={self.default_id!r})"
-
-    async def get_replay_id(self, subscription: str) -> int | None:
-        """Give the id of the stored marker, or the default."""
-        replay_id = await super().get_replay_id(subscription)
-        return self.default_id if replay_id is None else replay_id
 
     async def get_replay_marker(self, subscription: str) -> ReplayMarker | None:
         """Give the stored marker, or None.

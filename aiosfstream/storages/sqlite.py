@@ -20,13 +20,15 @@ from aiocometd.typing import JsonObject
 
 from ..exceptions import ReplayError
 from ..replay import (
+    DefaultReplayIdMixin,
     DurableStorage,
     Hooks,
     ReplayMarker,
+    attachment_of,
     date_and_id,
     follows,
     instant,
-    ordinary_channels,
+    make_marker,
     should_store,
 )
 
@@ -81,7 +83,7 @@ class _Pending:
             self.forced = self.forced or later.forced
 
 
-class SQLiteStorage(DurableStorage):
+class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
     """Keeps markers in an SQLite file, one row a channel, safe across crashes and processes.
 
     Markers are committed in groups, by a thread, so that neither the disk nor another process holds
@@ -112,8 +114,7 @@ class SQLiteStorage(DurableStorage):
         commit_each: bool = False,
     ) -> None:
         self._path = os.fspath(path)
-        #: Where a channel without a marker starts.
-        self.default_id = default_id
+        super().__init__(default_id)
         self._commit_each = commit_each
         self._pending: dict[str, _Pending] = {}
         self._pending_since = 0.0
@@ -164,11 +165,6 @@ class SQLiteStorage(DurableStorage):
 
     # Reading
 
-    async def get_replay_id(self, subscription: str) -> int | None:
-        """Give the id of the stored marker, or the default."""
-        replay_id = await super().get_replay_id(subscription)
-        return self.default_id if replay_id is None else replay_id
-
     async def get_replay_marker(self, subscription: str) -> ReplayMarker | None:
         """Give the last marker, committed or not.
 
@@ -216,17 +212,23 @@ class SQLiteStorage(DurableStorage):
         """Give what puts a marker into the group, unless each is committed or storing is replaced."""
         if self._commit_each or not _HOOKS.are_those_of(self):
             return None
-        is_ordinary, clock = ordinary_channels(self), time.monotonic
+        client, clock = attachment_of(self), time.monotonic
+        aliases = client.aliases
 
         def store(message: JsonObject) -> bool:
             try:
                 channel = message["channel"]
                 date, replay_id = date_and_id(message)
-                if not is_ordinary(channel) or not (date[-1:] == "Z" or date.isdigit()):
+                if (
+                    channel not in client.ordinary
+                    or channel in aliases
+                    or not (date[-1:] == "Z" or date.isdigit())
+                ):
                     return False
             except (KeyError, TypeError, AttributeError):
                 return False
-            marker, waiting = ReplayMarker(date, replay_id), self._pending.get(channel)
+            marker = make_marker(ReplayMarker, (date, replay_id))
+            waiting = self._pending.get(channel)
             if (
                 waiting is not None
                 and follows(waiting.marker, date, replay_id)
