@@ -827,7 +827,8 @@ def _direct_store_in(storage: MappingStorage) -> Callable[[JsonObject], bool]:
             if (
                 channel not in client.ordinary
                 or channel in aliases
-                or not follows(mapping[channel], date, replay_id)
+                or (stored := mapping[channel]).__class__ is not ReplayMarker
+                or not follows(stored, date, replay_id)
             ):
                 return False
         except (KeyError, TypeError, ValueError, AttributeError):
@@ -975,8 +976,8 @@ def read_marker(channel: str, value: Any) -> ReplayMarker | None:
         date, replay_id = None, value
     if not _is_id(replay_id) or not (date is None or date == "" or _is_date(date)):
         raise ReplayError(
-            f"{value!r:.200} is stored for channel {channel:.100}, which is no replay marker. Store a ReplayMarker,"
-            " a date and a replay id, or a replay id there."
+            f"{value!r:.200} is stored for channel {channel:.100}, which is no replay marker. Give it a ReplayMarker,"
+            " a date and a replay id, or a replay id."
         )
     return ReplayMarker("" if date is None else str(date), replay_id)
 

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from aiosfstream.replay import (
     MappingStorage,
     ReplayMarker,
     ReplayMarkerStorage,
+    ReplayMarkerStorageContextManager,
     attach,
     overwrite_with,
 )
@@ -146,6 +148,40 @@ async def test_what_is_held_back_is_what_one_after_the_other_would_have_left() -
     assert storage.writes == []
     await slow.succeed()
     assert storage.markers == {CHANNEL: ReplayMarker(NEW, 3)}
+
+
+async def test_a_context_manager_says_what_it_is_for() -> None:
+    storage, message = MappingStorage({}), platform(1)
+    manager = ReplayMarkerStorageContextManager(replay_storage=storage, message=message)
+    assert manager.replay_storage is storage
+    assert manager.message is message
+    async with manager:
+        pass
+    assert storage.mapping == {CHANNEL: ReplayMarker(NEW, 1)}
+
+
+async def test_a_storage_that_is_a_mock_is_asked_to_extract() -> None:
+    storage, message = mock.MagicMock(), mock.sentinel.message
+    storage.extract_replay_id = mock.AsyncMock()
+    async with ReplayMarkerStorageContextManager(storage, message):
+        storage.extract_replay_id.assert_not_called()
+    storage.extract_replay_id.assert_awaited_once_with(message)
+
+
+async def test_a_subclass_of_the_context_manager_may_use_any_name() -> None:
+    class Manager(ReplayMarkerStorageContextManager):
+        _storage = _message = _place = _entered = _ended = _fail = "mine"
+
+    class Forgetful(ReplayMarkerStorageContextManager):
+        def __init__(self) -> None:
+            pass
+
+    storage = SlowStorage()
+    async with Manager(storage, platform(1)):
+        pass
+    assert storage.writes == [1]
+    with pytest.raises(ReplayError, match="Forgetful was made without its constructor"):
+        await Forgetful().__aenter__()
 
 
 async def test_a_context_manager_is_entered_once() -> None:

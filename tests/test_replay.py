@@ -1,11 +1,14 @@
 """Markers: which one is stored, where it is read from, and that it never runs ahead."""
 
 import asyncio
+import collections
 import logging
 import pickle
 import shelve
 import sys
+import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -25,9 +28,11 @@ from aiosfstream.replay import (
     ReplayMarkerStorage,
     ReplayOption,
     attach,
+    buffers,
     direct_store_of,
     flush,
     instant,
+    open_for,
     overwrite_with,
     should_store,
     store_marker,
@@ -44,6 +49,7 @@ from tests.markers import (
     notes_of,
     platform,
     push_topic,
+    store_directly,
 )
 
 DATA = Path(__file__).parent / "data"
@@ -108,6 +114,64 @@ def test_a_marker_is_stored_unless_the_stored_one_is_newer(
     stored: str, new: str, expected: bool
 ) -> None:
     assert should_store(ReplayMarker(stored, 1), ReplayMarker(new, 2)) is expected
+
+
+@pytest.mark.parametrize(
+    ("stored", "new", "expected"),
+    [
+        ((OLD, 180), (OLD, 181), True),
+        ((OLD, 181), (OLD, 180), False),
+        ((OLD, 9), (OLD, 10), True),
+        ((OLD, 10), (OLD, 9), False),
+        ((OLD, 2**64), (OLD, 2**63), False),
+        ((OLD, 5), (OLD, 5), True),
+        # The same moment, written in another way.
+        ((OLD, 181), ("2017-04-09T18:31:40.517+0000", 180), False),
+        ((OLD, 180), ("2017-04-09T18:31:40.517+0000", 181), True),
+        (("1501010206653", 7), ("1501010206653", 6), False),
+        # Ids that are no numbers have no order: the last one counts.
+        ((OLD, "b"), (OLD, "a"), True),
+        ((OLD, 7), (OLD, "a"), True),
+        ((OLD, "a"), (OLD, 7), True),
+        ((OLD, -2), (OLD, 7), True),
+        ((OLD, 7), (OLD, -2), True),
+        ((OLD, True), (OLD, 0), True),
+        # Ids begin again after a migration: dates count first.
+        ((OLD, 181), (NEW, 1), True),
+        ((NEW, 1), (OLD, 181), False),
+        # Of what has no date nothing is known.
+        (("", 181), ("", 180), True),
+        (("?", 181), ("", 180), True),
+    ],
+)
+def test_events_of_one_moment_are_in_the_order_of_their_ids(
+    stored: tuple[str, Any], new: tuple[str, Any], expected: bool
+) -> None:
+    assert should_store(ReplayMarker(*stored), ReplayMarker(*new)) is expected
+
+
+@pytest.mark.parametrize("form", ["iso", "offset", "milliseconds"])
+def test_a_date_in_the_far_future_counts_as_unknown(form: str) -> None:
+    def dated(seconds: float) -> str:
+        moment = datetime.fromtimestamp(time.time() + seconds, timezone.utc)
+        if form == "milliseconds":
+            return str(int(moment.timestamp() * 1000))
+        return moment.strftime("%Y-%m-%dT%H:%M:%S.000" + ("Z" if form == "iso" else "+0000"))
+
+    now, clock_is_wrong, forged = dated(0), dated(80_000), dated(90_000)
+    assert instant(forged) == float("-inf")
+    assert should_store(ReplayMarker(now, 1), ReplayMarker(clock_is_wrong, 2))
+    assert not should_store(ReplayMarker(now, 1), ReplayMarker(forged, 2))
+    assert should_store(ReplayMarker(forged, 1), ReplayMarker(now, 2))
+    assert should_store(ReplayMarker("9999-12-31T23:59:59.000Z", 1), ReplayMarker(now, 2))
+    assert not should_store(ReplayMarker(now, 1), ReplayMarker("9999-12-31T23:59:59.000Z", 2))
+
+
+async def test_a_forged_date_does_not_stop_the_marker() -> None:
+    storage = MappingStorage({})
+    for number, date in enumerate([OLD, "9999-12-31T23:59:59.999Z", MIDDLE, NEW]):
+        await store_directly(storage, platform(number, date))
+    assert storage.mapping[CHANNEL] == ReplayMarker(NEW, 3)
 
 
 def test_the_first_marker_is_stored() -> None:
@@ -242,6 +306,54 @@ async def test_a_filter_is_no_part_of_the_name_of_a_channel() -> None:
     message: Message = {"channel": "/meta/subscribe", "subscription": f"{TOPIC}?Status='?'"}
     await MappingStorage({TOPIC: 7}).outgoing([message], {})
     assert message["ext"] == {"replay": {TOPIC: 7}}
+
+
+async def test_a_slash_at_the_end_is_no_part_of_the_name_of_a_channel() -> None:
+    message: Message = {"channel": "/meta/subscribe", "subscription": f"{CHANNEL}/"}
+    storage = MappingStorage({CHANNEL: 7})
+    await storage.outgoing([message], {})
+    assert message["ext"] == {"replay": {CHANNEL: 7}}
+    await storage.extract_replay_id(platform(8, channel=f"{CHANNEL}/"))
+    assert storage.mapping == {CHANNEL: ReplayMarker(NEW, 8)}
+
+
+def subscription(channel: str = CHANNEL) -> Message:
+    """Return a subscribe message."""
+    return {"channel": "/meta/subscribe", "subscription": channel}
+
+
+async def test_a_fallback_that_the_application_sets_is_used_once() -> None:
+    storage = MappingStorage({CHANNEL: ReplayMarker(NEW, 90), TOPIC: ReplayMarker(NEW, 91)})
+    storage.replay_fallback = ReplayOption.ALL_EVENTS
+    messages = [subscription(), subscription(TOPIC)]
+    await storage.outgoing(messages, {})
+    assert [message["ext"]["replay"] for message in messages] == [{CHANNEL: -2}, {TOPIC: 91}]
+    assert type(messages[0]["ext"]["replay"][CHANNEL]) is int
+    assert storage.replay_fallback is None
+    # The marker that was of no use does not outlast the events that come now.
+    for number, date in ((1, MIDDLE), (2, OLD)):
+        await store_marker(storage, platform(number, date))
+    assert storage.mapping[CHANNEL] == ReplayMarker(MIDDLE, 1)
+
+
+@pytest.mark.parametrize("value", ["mine", True, object(), lambda: 3, {"a": 1}])
+async def test_what_a_subclass_keeps_under_that_name_is_left_alone(value: Any) -> None:
+    class Storage(MappingStorage):
+        replay_fallback = value
+
+    storage, message = Storage({CHANNEL: 7}), subscription()
+    await storage.outgoing([message], {})
+    assert message["ext"]["replay"] == {CHANNEL: 7}
+    assert Storage.replay_fallback is value
+
+    class Property(MappingStorage):
+        @property
+        def replay_fallback(self) -> Any:  # type: ignore[override]
+            return -2
+
+    message = subscription()
+    await Property({CHANNEL: 7}).outgoing([message], {})
+    assert message["ext"]["replay"] == {CHANNEL: 7}
 
 
 async def test_without_a_marker_nothing_is_asked_for() -> None:
@@ -464,6 +576,10 @@ def test_no_message_is_too_strange_to_be_stored(received: list[Message]) -> None
         (0, ReplayMarker("", 0)),
         ("abc", ReplayMarker("", "abc")),  # type: ignore[arg-type]
         (ReplayOption.ALL_EVENTS, ReplayMarker("", -2)),
+        ({"date": OLD, "replay_id": 5}, ReplayMarker(OLD, 5)),
+        ({"date": None, "replay_id": "x", "more": 1}, ReplayMarker("", "x")),  # type: ignore[arg-type]
+        ({"replay_id": 0}, ReplayMarker("", 0)),
+        ((1401010206653, 5), ReplayMarker("1401010206653", 5)),
         (None, None),
     ],
 )
@@ -473,6 +589,73 @@ async def test_what_a_mapping_may_hold(value: Any, expected: ReplayMarker | None
     assert await storage.get_replay_id(CHANNEL) == (expected.replay_id if expected else None)
     await storage.extract_replay_id(platform(6, OLD))
     assert storage.mapping[CHANNEL] == ReplayMarker(OLD, 6)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"5",
+        bytearray(b"5"),
+        [1, 2, 3],
+        [OLD],
+        [],
+        (OLD, None),
+        (OLD, [1]),
+        (["x"], 5),
+        {},
+        {"date": OLD},
+        {"date": OLD, "replay_id": None},
+        {"replayId": 5},
+        {5},
+        object(),
+        True,
+        False,
+        float("nan"),
+        float("inf"),
+    ],
+)
+async def test_what_is_no_marker_is_an_error_that_names_it(value: Any) -> None:
+    storage = MappingStorage({CHANNEL: value})
+    for attempt in (
+        storage.get_replay_marker(CHANNEL),
+        storage.get_replay_id(CHANNEL),
+        storage.outgoing([subscription()], {}),
+        store_directly(storage, platform(6)),
+    ):
+        with pytest.raises(ReplayError, match="no replay marker") as caught:
+            await attempt
+        assert CHANNEL in str(caught.value)
+        assert repr(value)[:40] in str(caught.value)
+    assert storage.mapping[CHANNEL] is value
+
+
+async def test_a_mapping_answers_by_its_own_means() -> None:
+    class Asking(dict[str, Any]):
+        def __missing__(self, key: str) -> Any:
+            if key == CHANNEL:
+                return 17
+            raise KeyError(key)
+
+    class Inventing(dict[str, Any]):
+        def __getitem__(self, key: str) -> Any:
+            return ReplayMarker(OLD, len(key))
+
+    defaults = collections.defaultdict[str, Any](lambda: ReplayOption.ALL_EVENTS)
+    assert await MappingStorage(defaults).get_replay_id(CHANNEL) == -2
+    assert await MappingStorage(Asking()).get_replay_id(CHANNEL) == 17
+    assert await MappingStorage(Asking()).get_replay_id(TOPIC) is None
+    assert await MappingStorage(Inventing()).get_replay_id(TOPIC) == len(TOPIC)
+    await store_directly(MappingStorage(defaults), platform(5, OLD))
+    assert defaults[CHANNEL] == ReplayMarker(OLD, 5)
+
+
+async def test_a_mapping_that_cannot_be_asked_is_an_error_with_its_cause() -> None:
+    class Broken(dict[str, Any]):
+        def __getitem__(self, key: str) -> Any:
+            raise OSError("disk")
+
+    with pytest.raises(ReplayError, match=f"channel {CHANNEL} could not be read: OSError: disk"):
+        await MappingStorage(Broken()).outgoing([subscription()], {})
 
 
 @pytest.mark.parametrize("mapping", [None, [], "text", MappingProxyType({})])
@@ -509,6 +692,102 @@ async def test_the_mixin_gives_any_storage_a_default() -> None:
         pass
 
     assert await Storage(default_id=-2).get_replay_id(CHANNEL) == -2
+
+
+async def test_the_mixin_needs_no_get_replay_id_beside_it() -> None:
+    assert await DefaultReplayIdMixin(7).get_replay_id(CHANNEL) == 7
+
+    class Alone(DefaultReplayIdMixin):
+        pass
+
+    assert await Alone(default_id=-2).get_replay_id(CHANNEL) == -2
+
+
+async def test_a_constant_passes_on_what_a_subclass_adds() -> None:
+    class Named:
+        def __init__(self, name: str, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.name = name
+
+    class Storage(ConstantReplayId, Named):
+        pass
+
+    storage = Storage(5, name="x")
+    assert (storage.default_id, storage.name) == (5, "x")
+    assert await storage.get_replay_id(CHANNEL) == 5
+    with pytest.raises(TypeError):
+        ConstantReplayId(5, other=1)
+
+
+#: What a program written for an earlier release may call attributes and methods of its own.
+TAKEN = [
+    "_lines",
+    "_warned",
+    "_forced",
+    "_forced_messages",
+    "_aliases",
+    "_buffered",
+    "_abandoned",
+    "_start",
+    "_finish",
+    "_storage",
+    "_marker_of",
+    "_subscription_of",
+    "_is_forced",
+    "_overwrite_with",
+    "_warn_once",
+    "_store_due",
+    "_notes",
+    "_place",
+    "_message",
+    "_entered",
+    "_ended",
+    "flush",
+    "direct_store",
+    "buffers",
+    "set_unless_newer",
+    "open_for",
+    "attach",
+    "release",
+    "hold_back",
+    "store_marker",
+    "notes",
+    "special",
+    "replay_storage_policy",
+]
+
+
+async def test_a_subclass_may_use_any_name_for_its_own() -> None:
+    namespace: dict[str, Any] = dict.fromkeys(TAKEN, "mine")
+    mapping: dict[str, Any] = {CHANNEL: ReplayMarker(OLD, 1)}
+
+    async def get_replay_marker(self: Any, subscription: str) -> ReplayMarker | None:
+        return mapping.get(subscription)
+
+    async def set_replay_marker(self: Any, subscription: str, replay_marker: ReplayMarker) -> None:
+        mapping[subscription] = replay_marker
+
+    namespace |= {
+        "__init__": lambda self: None,
+        "get_replay_marker": get_replay_marker,
+        "set_replay_marker": set_replay_marker,
+    }
+    storage: ReplayMarkerStorage = type("Taken", (ReplayMarkerStorage,), namespace)()
+    attach(storage, {"/event/A": CHANNEL}, subscribed={CHANNEL})
+    message = subscription()
+    await storage.outgoing([message], {})
+    assert message["ext"]["replay"] == {CHANNEL: 1}
+    assert direct_store_of(storage) is None
+    assert not buffers(storage)
+    await open_for(storage, "00D000000000001")
+    overwrite_with(storage, platform(0, OLD, "/event/A"))
+    await store_marker(storage, platform(0, OLD, "/event/A"))
+    assert mapping[CHANNEL] == ReplayMarker(OLD, 0)
+    async with storage(platform(5, NEW)):
+        pass
+    await flush(storage)
+    assert mapping[CHANNEL] == ReplayMarker(NEW, 5)
+    assert all(getattr(storage, name) == "mine" for name in TAKEN)
 
 
 def test_reprs_are_bounded() -> None:
