@@ -116,7 +116,7 @@ NOT_TOLD = {
     ("_cli.pickles", "_Machine.result", "PickleError"): "quoted by the reader of shelves",
     ("_cli.pickles", "_call", "PickleError"): "quoted by the reader of shelves",
     ("_http.encodings", "Decoder.__init__", "EncodingError"): "quoted by error_failure()",
-    ("_http.encodings", "Decoder.decode", "EncodingError"): "quoted by error_failure()",
+    ("_http.encodings", "Decoder._inflate", "EncodingError"): "quoted by error_failure()",
     ("_http.encodings", "Decoder.end", "EncodingError"): "quoted by error_failure()",
     ("_http.post", "_parsed", "InvalidURL"): "error_failure() has a sentence for it",
     ("auth", "AuthenticatorBase._post_with", "_unreachable"): "the sentence of _http.post",

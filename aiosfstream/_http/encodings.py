@@ -49,11 +49,20 @@ class Decoder:
                     # Padding. What begins anew is another part of the same body.
                     return
                 self._inflater = self._make_inflater(data)
+            yield from self._inflate(self._inflater, data)
+            data = self._inflater.unused_data
+
+    @staticmethod
+    def _inflate(inflater: zlib._Decompress, data: bytes) -> Iterator[bytes]:
+        piece = b""
+        # With the last input taken, there may be more output than has gone into a piece.
+        while data or len(piece) == PIECE:
             try:
-                yield self._inflater.decompress(data, PIECE)
+                piece = inflater.decompress(data, PIECE)
             except zlib.error as error:
                 raise EncodingError(str(error)) from error
-            data = self._inflater.unconsumed_tail or self._inflater.unused_data
+            yield piece
+            data = inflater.unconsumed_tail
 
     def end(self) -> None:
         """Take note that the body has ended.
