@@ -51,6 +51,14 @@ GOODBYE_TIMEOUT: Final = 2.0
 #: Seconds that the first held connect waits for a subscription that is being made.
 GIVE_WAY_TIMEOUT: Final = 1.0
 
+#: Messages that do no harm when the server gets them twice. A connect takes events, and publishing is no such.
+_REPEATABLE: Final = (
+    MetaChannel.HANDSHAKE,
+    MetaChannel.SUBSCRIBE,
+    MetaChannel.UNSUBSCRIBE,
+    MetaChannel.DISCONNECT,
+)
+
 _NO_CONTEXT: Final = Context()
 _HEADERS: Final = {"Content-Type": "application/json;charset=UTF-8", "Accept": "application/json"}
 #: Before Python 3.12 a member of an enum is found by a function in Python.
@@ -598,7 +606,7 @@ class LongPollingTransport(Transport):
             headers,
             limits=limits_for(self._settings.request_timeout, min(hold, MAX_HOLD)),
             ssl=self._settings.ssl,
-            repeatable=payload[0]["channel"] == MetaChannel.HANDSHAKE,
+            repeatable=self._session.opening or payload[0].get("channel") in _REPEATABLE,
         )
 
     def _no_reply(self, message: JsonObject) -> Failure:

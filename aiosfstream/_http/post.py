@@ -191,10 +191,11 @@ class _Request:
         has_cookies = self._add_cookies(target)
         left = ATTEMPTS
         while True:
-            if not keeps_connections(self._session):
+            is_last = not keeps_connections(self._session)
+            if is_last:
                 self._headers["Connection"] = "close"
             left -= 1
-            body = RequestBody(self._body)
+            body = RequestBody(self._body, is_last)
             written = WRITTEN.set(has_cookies)
             try:
                 response = await self._post(target, body)

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
-from aiohttp.base_protocol import BaseProtocol
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import StreamWriter
 from aiohttp.payload import BytesPayload
 
@@ -23,7 +23,7 @@ ATTEMPTS: Final = 4
 CAUTION: Final = 300.0
 
 #: Connections that have carried an answer.
-_used: WeakSet[BaseProtocol] = WeakSet()
+_used: WeakSet[ResponseHandler] = WeakSet()
 #: Sessions that keep no connections, and until when by the event loop's clock.
 _cautious: WeakKeyDictionary[aiohttp.ClientSession, float] = WeakKeyDictionary()
 
@@ -31,17 +31,24 @@ _cautious: WeakKeyDictionary[aiohttp.ClientSession, float] = WeakKeyDictionary()
 class RequestBody(BytesPayload):
     """The body of one request, which knows the connection that it was written to.
 
+    :param body: the bytes
+    :param is_last: whether the connection is closed after the answer, whatever the server says
     :ivar connection: the connection; None as long as nothing of the request was sent
     """
 
-    connection: BaseProtocol | None = None
+    def __init__(self, body: bytes, is_last: bool) -> None:
+        super().__init__(body)
+        self._is_last = is_last
+        self.connection: ResponseHandler | None = None
 
     async def write_with_length(
         self, writer: AbstractStreamWriter, content_length: int | None
     ) -> None:
         """Write the body; aiohttp sends the headers with it."""
-        if isinstance(writer, StreamWriter):
+        if isinstance(writer, StreamWriter) and isinstance(writer.protocol, ResponseHandler):
             self.connection = writer.protocol
+            if self._is_last:
+                self.connection.force_close()
         await super().write_with_length(writer, content_length)
 
 
