@@ -33,6 +33,7 @@ from aiosfstream import (
     RefreshTokenAuthenticator,
     TransportTimeoutError,
 )
+from aiosfstream._oauth.state import assign
 from aiosfstream.testing import (
     CutAfter,
     CutBefore,
@@ -248,8 +249,6 @@ async def test_clients_that_share_an_authenticator_log_in_together(
 
 
 async def test_one_client_may_go_while_both_wait_for_a_log_in(server: StreamingServer) -> None:
-    authenticator = refresh_token(server)
-    first, second = client_of(authenticator), client_of(authenticator)
     release = asyncio.Event()
     told: list[str] = []
 
@@ -257,7 +256,8 @@ async def test_one_client_may_go_while_both_wait_for_a_log_in(server: StreamingS
         await release.wait()
         told.append(token)
 
-    authenticator._on_token_refreshed = store
+    authenticator = refresh_token(server, on_token_refreshed=store)
+    first, second = client_of(authenticator), client_of(authenticator)
     opening = [asyncio.create_task(client.open()) for client in (first, second)]
     await until(lambda: token_count(server) == 1)
     opening[0].cancel()
@@ -281,7 +281,7 @@ def test_a_client_logs_in_again_in_another_event_loop() -> None:
             if not made:
                 made.append(client_of(authenticator_for(server)))
             client = made[0]
-            client.authenticator._token_url = f"{server.login_url}/services/oauth2/token"
+            assign(client.authenticator, "_token_url", f"{server.login_url}/services/oauth2/token")
             async with client:
                 await client.subscribe(EVENT)
                 await event(client, server)

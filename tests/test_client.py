@@ -196,7 +196,7 @@ def test_a_client_can_be_opened_again_in_another_event_loop() -> None:
         async with StreamingServer() as server:
             client = client or client_for(server, replay=ReplayOption.ALL_EVENTS)
             # The server of the second loop is another one.
-            client.authenticator._token_url = f"{server.url}/services/oauth2/token"
+            setattr(client.authenticator, "_token_url", f"{server.url}/services/oauth2/token")  # noqa: B010 - read-only to type checkers
             async with client:
                 wanted = [server.publish(EVENT)]
                 await client.subscribe(EVENT)

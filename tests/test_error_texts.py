@@ -40,11 +40,14 @@ OTHER = {
 }
 CLASSES = OURS | BUILTIN | OTHER
 
+#: The modules that build errors with the functions of the first.
+OAUTH = ("_oauth.answers", "_oauth.request", "_oauth.flight", "auth")
+
 #: Functions that build an error around a text that each of their callers gives, and which argument
 #: that is. The text is held to the rules at each call, and not in the function.
 AROUND = {
-    ("auth", "_unreachable"): "what",
-    ("auth", "_useless"): "what",
+    **{(module, "unreachable"): "what" for module in OAUTH},
+    **{(module, "useless"): "what" for module in OAUTH},
 }
 
 #: Functions that build an error of their own, and are held to the rules there.
@@ -54,10 +57,11 @@ BUILDERS = {
     "_failed",
     "_failure",
     "_no_answer",
-    "_refusal",
     "_renewal_error",
     "_storing_failed",
+    "failed",
     "loss_error",
+    "refusal",
     "translate",
 }
 
@@ -84,7 +88,11 @@ PASSED_ON = {
         "copy(session.last_error)",
     ): "a log-in's",
     ("_cometd.transport", "_reply_of", "result.error"): "made in _http.post",
-    ("auth", "AuthenticatorBase._log_in", "refusal"): "made by _refusal()",
+    ("_oauth.flight", "log_in", "error"): "a log-in's",
+    ("_oauth.flight", "log_in_again", "error"): "a log-in's, or a flow's",
+    ("auth", "AuthenticatorBase.authenticate", "error"): "a log-in's",
+    ("auth", "RefreshTokenAuthenticator._authenticate", "error"): "made by _hand_over()",
+    ("auth", "post_form", "reply"): "made by ask()",
     (
         "testing._server",
         "StreamingServer.__aexit__",
@@ -119,7 +127,9 @@ NOT_TOLD = {
     ("_http.encodings", "Decoder._inflate", "EncodingError"): "quoted by error_failure()",
     ("_http.encodings", "Decoder.end", "EncodingError"): "quoted by error_failure()",
     ("_http.post", "_parsed", "InvalidURL"): "error_failure() has a sentence for it",
-    ("auth", "AuthenticatorBase._post_with", "_unreachable"): "the sentence of _http.post",
+    ("_oauth.answers", "refusal", "AuthenticationError"): "has the advice of advise()",
+    ("auth", "_accept", "useless"): "the sentence of problem_of(), or of a flow's doubt()",
+    ("_oauth.request", "ask", "unreachable"): "the sentence of _http.post",
     ("exceptions", "translate", "ServerError"): "aiocometd's sentence; str() adds the rest",
     ("replay", "date_and_id", "KeyError"): "caught by the caller: the event takes the long way",
     ("storages.sqlite", "SQLiteStorage._prepare", "DatabaseError"): "quoted by _explanation()",
@@ -320,6 +330,12 @@ TEMPLATES = {
     (site.module, site.function.rpartition(".")[2]): site.text or ""
     for site in SITES
     if site.what in OURS and (site.module, site.function.rpartition(".")[2]) in AROUND
+}
+TEMPLATES |= {
+    (module, name): text
+    for (home, name), text in TEMPLATES.items()
+    if home == OAUTH[0]
+    for module in OAUTH
 }
 
 

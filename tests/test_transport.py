@@ -511,7 +511,7 @@ async def test_something_that_cannot_be_serialised(server: StreamingServer) -> N
 async def test_an_authenticator_that_has_lost_its_token(server: StreamingServer) -> None:
     async with client_for(server, replay=ReplayOption.ALL_EVENTS) as client:
         await held(server)
-        client.authenticator._reset()
+        client.authenticator.access_token = None
         await soon(client.subscribe(EVENT))
         wanted = [server.publish(EVENT)]
         assert await receive(client) == wanted

@@ -22,8 +22,10 @@ from urllib.parse import urlencode
 from aiohttp import web
 
 from .._oauth.advice import advise
+from .._oauth.state import hidden, hide
 from .._oauth.urls import AUTHORIZE_PATH, normalize_login_url
-from ..auth import SecretMixin
+from .._text import Secret
+from ..auth import SecretMixin, post_form
 from ..exceptions import AuthenticationError
 from .console import UsageError, say
 
@@ -194,6 +196,9 @@ class CodeExchange(SecretMixin):
     :param login_url: where to log in
     """
 
+    #: The refresh token; empty before, or if there is none.
+    refresh_token: str = hidden()
+
     def __init__(
         self,
         consumer_key: str,
@@ -205,17 +210,14 @@ class CodeExchange(SecretMixin):
         login_url: str,
     ) -> None:
         super().__init__(consumer_key, consumer_secret, login_url=login_url)
-        self._code = code
-        self._verifier = verifier
+        self._code = Secret(code)
+        self._verifier = Secret(verifier)
+        hide(self, self._code, self._verifier)
         self._redirect_uri = redirect_uri
-        #: The refresh token; empty before, or if there is none.
         self.refresh_token = ""
 
-    def _secrets(self) -> tuple[str, ...]:
-        return (*super()._secrets(), self._code, self._verifier)
-
     async def _authenticate(self) -> tuple[int, dict[str, Any]]:
-        form = {
+        form: dict[str, str | Secret] = {
             "grant_type": "authorization_code",
             "code": self._code,
             "client_id": self.client_id,
@@ -223,12 +225,11 @@ class CodeExchange(SecretMixin):
             "code_verifier": self._verifier,
         }
         if self.client_secret:
-            form["client_secret"] = self.client_secret
-        return await self._post(form)
-
-    async def _keep(self, reply: dict[str, Any]) -> None:
+            form["client_secret"] = Secret(self.client_secret)
+        status, reply = await post_form(self, form)
         token = reply.get("refresh_token")
         self.refresh_token = token if isinstance(token, str) else ""
+        return status, reply
 
 
 async def run_login(options: argparse.Namespace) -> int:

@@ -16,6 +16,20 @@ _TEMPORARY: Final = {
     "unknown_error": "Salesforce does not say why: try again later.",
 }
 
+#: Explanations of refusals that pass, whichever code comes with them.
+_PASSING: Final = (
+    (
+        r"(?<![a-z])rate(?![a-z])|too many (requests|log-?ins)",
+        _TEMPORARY["rate_limit_exceeded"],
+    ),
+    (
+        r"already being processed|(retry|repeat) (your|the|this) request|(try|retry) (again|later)|temporar(y|ily)",
+        "Salesforce was busy with another log-in of this user or app: try again.",
+    ),
+)
+#: Statuses that pass, whatever the answer says.
+_PASSING_STATUSES: Final = (408, 425, 429)
+
 #: What to do about errors that stay, by the token endpoint's explanation: the first that fits.
 _ADVICE: Final = (
     (
@@ -113,12 +127,13 @@ def advise(error: str, description: str, status: int) -> tuple[str, bool]:
     """
     if error in _TEMPORARY:
         return _TEMPORARY[error], True
-    # Which code comes with it is not documented.
-    if re.search(r"(?<![a-z])rate(?![a-z])", f"{error} {description}", re.I):
-        return _TEMPORARY["rate_limit_exceeded"], True
+    said = f"{error} {description}"
+    for pattern, advice in _PASSING:
+        if re.search(pattern, said, re.I):
+            return advice, True
+    if status >= 500 or status in _PASSING_STATUSES:
+        return "Try again later.", True
     for pattern, advice in _ADVICE:
         if re.search(pattern, description, re.I):
             return advice, False
-    if status >= 500 or status in (408, 429):
-        return _ADVICE_BY_CODE.get(error, "Try again later."), True
     return _ADVICE_BY_CODE.get(error, _LOOK_IT_UP), False
