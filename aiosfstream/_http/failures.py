@@ -106,6 +106,12 @@ class Kind(NamedTuple):
 _AGAIN: Final = "try again, unless the server must not do it twice"
 _BETWEEN: Final = "check what stands between here and the server"
 
+_NO_CONNECTION: Final = Kind(
+    Trouble.NOT_SENT,
+    "not reached, there was no connection in time",
+    "check the URL, the network and the proxy, or the limit of a connector of your own",
+)
+
 #: Exceptions, and what they are called: the first that fits counts.
 BY_CLASS: Final = (
     (
@@ -140,14 +146,7 @@ BY_CLASS: Final = (
         aiohttp.ClientConnectorError,
         Kind(Trouble.NOT_SENT, "not reached: {}", "check the URL, the network and the proxy"),
     ),
-    (
-        aiohttp.ConnectionTimeoutError,
-        Kind(
-            Trouble.NOT_SENT,
-            "not reached, there was no connection in time",
-            "check the URL, the network and the proxy, or the limit of a connector of your own",
-        ),
-    ),
+    (aiohttp.ConnectionTimeoutError, _NO_CONNECTION),
     (
         (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError),
         Kind(
@@ -237,7 +236,8 @@ def error_failure(
     """
     kind = _kind_of(error)
     if kind.trouble is Trouble.LOST and not sent:
-        kind = kind._replace(trouble=Trouble.NOT_SENT)
+        is_late = isinstance(error, asyncio.TimeoutError)
+        kind = _NO_CONNECTION if is_late else kind._replace(trouble=Trouble.NOT_SENT)
     failure = _failure(url, kind, _details_of(error), secrets)
     failure.error.__cause__ = without_frames(error, secrets=secrets)
     return failure
@@ -257,7 +257,7 @@ def too_large(url: str, limit: int, status: int) -> Failure:
 def _kind_of(error: BaseException) -> Kind:
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return _PROXY_REFUSES if error.status == 407 else _PROXY_FAILS
-    if isinstance(error, aiohttp.ClientResponseError) and error.__cause__ is not None:
+    if isinstance(error, (aiohttp.ClientResponseError, HttpProcessingError)) and error.__cause__:
         # aiohttp calls it a status of 400, whatever the status was.
         return _kind_of(error.__cause__)
     return next(kind for classes, kind in BY_CLASS if isinstance(error, classes))
@@ -271,6 +271,8 @@ def _details_of(error: BaseException) -> str:
         error = error.os_error
     elif isinstance(error, aiohttp.ClientPayloadError) and error.__cause__ is not None:
         error = error.__cause__
+    elif isinstance(error, aiohttp.ServerDisconnectedError):
+        return "the server has closed it without an answer"
     for name in ("verify_message", "message", "strerror"):
         text = getattr(error, name, None)
         if text and isinstance(text, str):

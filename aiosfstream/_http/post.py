@@ -14,7 +14,7 @@ from yarl import URL
 from .._frames import without_frames
 from .bodies import Body, Dumper, Loader, dump_json, parse_json
 from .cookies import WRITTEN, CookieJar
-from .deadline import Limits, move, timeout
+from .deadline import Limits, is_cancelled, move, timeout
 from .encodings import ACCEPTED, PIECE, Decoder, EncodingError
 from .failures import (
     Answer,
@@ -92,8 +92,13 @@ async def post(
     try:
         return await _answer_to(request, limits, max_size)
     except _EXPECTED as error:
+        if session.closed:
+            return closed_failure(url)
         return error_failure(url, error, sent=request.sent, secrets=secrets)
     except BaseException as error:
+        if session.closed and isinstance(error, asyncio.CancelledError) and not is_cancelled():
+            # aiohttp cancels what waits for a connection of a connector that is closed.
+            return closed_failure(url)
         # Whoever records the variables of this frame, or of those of aiohttp, would record the token.
         del body, headers, request
         without_frames(error, secrets=secrets)
