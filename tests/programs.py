@@ -72,7 +72,6 @@ class Program:
                 [sys.executable, EXAMPLES / f"{example}.py"],
                 cwd=output.parent,
                 env=environment,
-                stdin=subprocess.PIPE,
                 stdout=sink,
                 stderr=errors,
             )
@@ -96,12 +95,6 @@ class Program:
         with self.output.open("a", encoding="utf-8") as output:
             output.write(f"{line}\n")
 
-    def press_enter(self) -> None:
-        """Press Enter in its terminal."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(b"\n")
-        self._process.stdin.flush()
-
     def send(self, number: signal.Signals) -> None:
         """Send it a signal."""
         self._process.send_signal(number)
@@ -112,8 +105,6 @@ class Program:
             self._process.send_signal(signal.SIGCONT)
             self._process.send_signal(number)
         await asyncio.to_thread(self._process.wait, PATIENCE)
-        assert self._process.stdin is not None
-        self._process.stdin.close()
 
 
 def lines_of(path: Path) -> list[str]:

@@ -12,7 +12,8 @@ CHANNEL = "/event/Order__e"
 
 APPLICATION = """
 import asyncio, json, os, sys
-from aiosfstream import ReplayMarkerStoragePolicy, SalesforceStreamingClient, SQLiteStorage
+from aiosfstream import SalesforceStreamingClient, SQLiteStorage
+from aiosfstream import ReplayMarkerStoragePolicy
 
 
 async def main():
