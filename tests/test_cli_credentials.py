@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aiosfstream._cli.console import UsageError
-from aiosfstream._cli.credentials import authenticator_from
+from aiosfstream._cli.credentials import Credentials, authenticator_from
 
 
 def test_the_flow_is_chosen_by_the_environment(tmp_path: Path) -> None:
@@ -21,8 +21,10 @@ def test_the_flow_is_chosen_by_the_environment(tmp_path: Path) -> None:
         (key | secret | url, "ClientCredentials"),
     ]
     for variables, name in flows:
-        assert type(authenticator_from(variables)).__name__ == f"{name}Authenticator"
+        assert (
+            type(authenticator_from(Credentials(variables))[1]).__name__ == f"{name}Authenticator"
+        )
     sandbox = key | secret | user | {"SALESFORCE_PASSWORD": "p", "SALESFORCE_SANDBOX": "1"}
-    assert "test.salesforce.com" in repr(authenticator_from(sandbox))
+    assert "test.salesforce.com" in repr(authenticator_from(Credentials(sandbox))[1])
     with pytest.raises(UsageError):
-        authenticator_from(key)
+        authenticator_from(Credentials(key))

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import pty
+import json
 import signal
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from aiosfstream._cli.listen import parse_channel
 from aiosfstream.testing import StreamingServer
-from tests.commands import PATIENCE, environment, ids, read_all, run, start
-from tests.support import EVENT, TOPIC, soon
+from tests.commands import PATIENCE, environment, ids, run, start
+from tests.support import EVENT, TOPIC, held, soon
 
 
 @pytest.fixture
@@ -81,23 +76,6 @@ async def test_a_replay_id_that_is_not_known(server: StreamingServer) -> None:
     assert (status, ids(lines)) == (0, wanted)
 
 
-async def test_a_reader_that_has_had_enough(server: StreamingServer) -> None:
-    wanted = server.publish_many([(EVENT, {"Text__c": "x" * 5000})] * 50)
-    command = f"{sys.executable} -m aiosfstream listen {EVENT} --replay all | head -1; echo ${{PIPESTATUS[0]}}"
-    process = await asyncio.create_subprocess_exec(
-        "bash",
-        "-c",
-        command,
-        env=environment(server),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, errors = await soon(process.communicate(), PATIENCE)
-    first, status = output.decode().splitlines()
-    assert ids([first]) == wanted[:1]
-    assert (status, errors) == ("0", b"")
-
-
 @pytest.mark.parametrize(
     ("variables", "status", "text"),
     [
@@ -141,36 +119,170 @@ async def test_the_other_options(server: StreamingServer) -> None:
     assert "DEBUG" in told
     status, _, told = await run("listen", EVENT, "--api-version", "12.0", env=environment(server))
     assert status == 2
-    assert "api_version" in told
+    assert "--api-version" in told
 
 
-async def test_the_status_line_on_a_terminal(server: StreamingServer) -> None:
-    ours, theirs = pty.openpty()
-    process = await start(
-        "listen", EVENT, "--replay", "all", env=environment(server), stderr=theirs
+async def test_an_event_on_several_lines(server: StreamingServer) -> None:
+    wanted = [server.publish(EVENT) for _ in range(2)]
+    status, lines, _ = await run(
+        "listen", EVENT, "--replay", "all", "--count", "2", "--pretty", env=environment(server)
     )
-    os.close(theirs)
+    assert status == 0
+    text = "\n".join(lines)
+    first, end = json.JSONDecoder().raw_decode(text)
+    second = json.loads(text[end:])
+    assert [event["data"]["event"]["replayId"] for event in (first, second)] == wanted
+    assert lines[1].startswith("  ")
+
+
+@pytest.mark.parametrize("fallback", ["new", "all"])
+async def test_a_fallback_that_is_used_is_told(server: StreamingServer, fallback: str) -> None:
     server.publish(EVENT)
-    assert process.stdout is not None
-    await soon(process.stdout.readline(), PATIENCE)
-    await server.wait_for(lambda server: server.held_connects, PATIENCE)
+    process = await start(
+        "listen", f"{EVENT}@777", "--fallback", fallback, "--count", "1", env=environment(server)
+    )
+    await held(server)
+    server.publish(EVENT)
+    output, errors = await soon(process.communicate(), PATIENCE)
+    assert process.returncode == 0
+    assert len(output.splitlines()) == 1
+    told = errors.decode()
+    assert told.count("\n") == 1
+    assert " WARNING " in told
+    assert EVENT in told
+    assert f"--fallback {fallback}" in told
+    assert "ReplayOption" not in told
+
+
+async def test_a_loss_that_nobody_can_mend_is_told(server: StreamingServer) -> None:
+    process = await start("listen", EVENT, env=environment(server))
+    await held(server)
+    server.publish(TOPIC)
+    server.expire_sessions()
+    await server.wait_for(lambda server: server.count("/meta/handshake") == 2, PATIENCE)
+    await held(server)
     process.send_signal(signal.SIGINT)
-    assert await soon(process.wait(), PATIENCE) == 0
-    await process.stdout.read()
-    shown = await asyncio.to_thread(read_all, ours)
-    assert "1 channel, connected" in shown
-    assert shown.endswith("\x1b[K")
+    _, errors = await soon(process.communicate(), PATIENCE)
+    assert EVENT in errors.decode()
+    assert " WARNING " in errors.decode()
 
 
 @pytest.mark.parametrize(
-    ("text", "parsed"),
+    ("before", "after", "debug", "warning"),
     [
-        (EVENT, (EVENT, None)),
-        (f"{EVENT}@5", (EVENT, 5)),
-        (f"{EVENT}@abc", (EVENT, "abc")),
-        (f"{EVENT}@all", (EVENT, -2)),
-        (f"{EVENT}@", (EVENT, None)),
+        ([], [], False, True),
+        (["--verbose"], [], True, True),
+        ([], ["--verbose"], True, True),
+        (["--log-level", "debug"], [], True, True),
+        ([], ["--log-level", "error"], False, False),
+        (["--log-level", "error"], [], False, False),
+        (["--log-level", "error"], ["--verbose"], True, True),
     ],
 )
-def test_channels_with_ids(text: str, parsed: Any) -> None:
-    assert parse_channel(text) == parsed
+async def test_what_is_logged(
+    server: StreamingServer, before: list[str], after: list[str], debug: bool, warning: bool
+) -> None:
+    wanted = [server.publish(EVENT)]
+    command = ["listen", f"{EVENT}@777", "--fallback", "all", "--count", "1"]
+    status, lines, told = await run(*before, *command, *after, env=environment(server))
+    assert (status, ids(lines)) == (0, wanted)
+    assert (" DEBUG aiosfstream." in told) is debug
+    assert (" WARNING aiosfstream." in told) is warning
+    if "debug" not in before:
+        assert " DEBUG asyncio" not in told
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_every_end_says_goodbye(server: StreamingServer, number: signal.Signals) -> None:
+    process = await start("listen", EVENT, env=environment(server))
+    await held(server)
+    process.send_signal(number)
+    output, errors = await soon(process.communicate(), PATIENCE)
+    assert (process.returncode, output, errors) == (0, b"", b"")
+    assert server.count("/meta/disconnect") == 1
+    assert server.sessions == []
+
+
+async def test_nohup_outlives_the_terminal(server: StreamingServer) -> None:
+    process = await start("listen", EVENT, env=environment(server), preexec_fn=ignore_hangup)
+    await held(server)
+    process.send_signal(signal.SIGHUP)
+    wanted = server.publish(EVENT)
+    assert process.stdout is not None
+    line = await soon(process.stdout.readline(), PATIENCE)
+    assert ids([line.decode()]) == [wanted]
+    process.terminate()
+    await soon(process.communicate(), PATIENCE)
+
+
+def ignore_hangup() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--timeout", "-5"], "not less than zero"),
+        (["--timeout", "nan"], "not less than zero"),
+        (["--timeout", "inf"], "not less than zero"),
+        (["--timeout", "soon"], "--timeout"),
+        (["--replay", "foo"], "new, all or a replay id"),
+        (["--replay", "-7"], "new, all or a replay id"),
+        (["--replay", ""], "new, all or a replay id"),
+        (["--fallback", "7"], "--fallback"),
+        (["--count", "0"], "above zero"),
+        (["--count", "1.5"], "--count"),
+        (["--api-version", "sixty"], "--api-version"),
+        (["--log-level", "loud"], "--log-level"),
+        (["--proxy", "socks5://127.0.0.1:1"], "--proxy"),
+        (["--proxy", "http://"], "--proxy"),
+        (["--proxy", "http://user:hidden@[x"], "--proxy"),
+        (["--cacert", "/nonexistent"], "--cacert /nonexistent"),
+        (["--cacert", "/dev/null"], "no certificates"),
+        (["/event/X__e@"], "/event/X__e@"),
+        (["/event/X__e@foo"], "'foo'"),
+        (["event/X__e"], "start with a slash"),
+        (["/event/"], "like /event/My_Event__e"),
+    ],
+)
+async def test_what_cannot_be_understood(
+    server: StreamingServer, arguments: list[str], text: str
+) -> None:
+    status, lines, told = await run("listen", EVENT, *arguments, env=environment(server))
+    assert (status, lines) == (2, [])
+    assert text in told
+    assert "Traceback" not in told
+    assert "hidden" not in told
+    for word in (
+        "connection_timeout",
+        "api_version",
+        "login_url",
+        "ReplayOption",
+        "could not convert",
+    ):
+        assert word not in told
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["CONSUMER_KEY", "CONSUMER_SECRET"], ["LOGIN_URL"]),
+        (["CONSUMER_KEY"], ["REFRESH_TOKEN"]),
+        (["CONSUMER_KEY", "USERNAME"], ["PRIVATE_KEY", "REFRESH_TOKEN"]),
+        (["CONSUMER_KEY", "CONSUMER_SECRET", "USERNAME"], ["PASSWORD", "LOGIN_URL"]),
+        (["ACCESS_TOKEN"], ["INSTANCE_URL"]),
+        (["USERNAME", "PASSWORD", "CONSUMER_SECRET"], ["CONSUMER_KEY"]),
+        (["REFRESH_TOKEN"], ["CONSUMER_KEY"]),
+        ([], ["CONSUMER_KEY", "CONSUMER_SECRET", "LOGIN_URL"]),
+    ],
+)
+async def test_the_variable_that_is_missing_is_named(given: list[str], named: list[str]) -> None:
+    variables = {f"SALESFORCE_{name}": "hidden" for name in given}
+    status, _, told = await run("listen", EVENT, env=environment(None, **variables))
+    assert status == 2
+    assert told.count("\n") == 1
+    for name in named:
+        assert f"SALESFORCE_{name}" in told
+    assert "login_url" not in told
+    assert "hidden" not in told

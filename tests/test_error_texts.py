@@ -31,6 +31,8 @@ BUILTIN = {
 }
 OTHER = {
     "ArgumentTypeError",
+    "BrokenPipeError",
+    "CommandError",
     "DatabaseError",
     "EncodingError",
     "InvalidURL",
@@ -107,7 +109,11 @@ PASSED_ON = {
 NOT_TOLD = {
     ("__init__", "__getattr__", "AttributeError"): "Python's own sentence",
     ("testing.__init__", "__getattr__", "AttributeError"): "Python's own sentence",
-    ("_cli.listen", "run_listen", "UsageError"): "says what the ValueError says",
+    ("_cli.listen", "_make_client", "UsageError"): "says what the ValueError says",
+    ("_cli.check", "run_check", "UsageError"): "says what the ValueError says",
+    ("_cli.output", "standard_output", "CommandError"): "the output has no other name",
+    ("_cli.output", "Output._write", "BrokenPipeError"): "an ordinary end, told to nobody",
+    ("_cli.output", "Output.reader_gone", "BrokenPipeError"): "an ordinary end, told to nobody",
     ("_cli.credentials", "authenticator_from", "UsageError"): "says what the ValueError says",
     ("_cli.login", "run_login", "UsageError"): "says what the ValueError says",
     ("_cometd.client", "uninterrupted", "CancelledError"): "a cancellation goes on",
@@ -366,7 +372,9 @@ def _faults_of_text(site: Site) -> Iterator[str]:
     if len(plain.split()) < WORDS:
         yield f"it has fewer than {WORDS} words"
     first = plain.split()[0]
-    if not (first[0].isupper() or "_" in first or site.what in BUILTIN | {"UsageError"}):
+    if not (
+        first[0].isupper() or "_" in first or site.what in BUILTIN | {"CommandError", "UsageError"}
+    ):
         yield "it begins with a small letter that is not a parameter's"
     if not re.search(r"\{[^}]*\}", text) and not re.search(
         r"[a-z]_[a-z]|[A-Z]\w+[A-Z_]|/meta/", text

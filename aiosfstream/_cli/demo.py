@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from .console import emit, say
-
-if TYPE_CHECKING:
-    from ..events import ConnectionEvent
+from ..client import SalesforceStreamingClient
+from ..events import ConnectionEvent, ConnectionEventKind
+from ..replay import ReplayOption
+from .console import say
+from .listen import first_of, line_of
+from .output import Output, standard_output
 
 __all__ = ["run_demo"]
 
@@ -18,10 +20,11 @@ DEMO_CHANNEL: Final = "/event/Low_Ink__e"
 
 async def run_demo(options: argparse.Namespace) -> int:
     """Show what the client does when things go wrong."""
-    from ..client import SalesforceStreamingClient
-    from ..replay import ReplayOption
     from ..testing import StreamingServer
 
+    output = standard_output()
+    sent: list[Any] = []
+    received: list[Any] = []
     async with StreamingServer(advise_multiple_clients=False) as server:
         say(f"A test server stands in for Salesforce at {server.url}")
         client = SalesforceStreamingClient(
@@ -29,15 +32,12 @@ async def run_demo(options: argparse.Namespace) -> int:
         )
         async with client:
             await client.subscribe(DEMO_CHANNEL)
-            publisher = asyncio.create_task(publish_samples(server, options.events))
-            received = []
+            publisher = asyncio.create_task(publish_samples(server, options.events, sent))
             try:
-                async for message in client:
-                    emit(message)
-                    received.append(message["data"]["event"]["replayId"])
-                    if len(received) == options.events:
-                        break
-                sent = await publisher
+                await first_of(
+                    print_samples(client, output, options.events, received), output.reader_gone()
+                )
+                await publisher
             finally:
                 publisher.cancel()
     say(f"{len(sent)} events published, {len(received)} received")
@@ -48,8 +48,19 @@ async def run_demo(options: argparse.Namespace) -> int:
     return 0
 
 
-async def publish_samples(server: Any, count: int) -> list[Any]:
-    """Publish events, and break something every few of them."""
+async def print_samples(
+    client: SalesforceStreamingClient, output: Output, count: int, received: list[Any]
+) -> None:
+    """Print *count* events, and collect their replay ids in *received*."""
+    async for message in client:
+        await output.write(line_of(message, pretty=False))
+        received.append(message["data"]["event"]["replayId"])
+        if len(received) == count:
+            return
+
+
+async def publish_samples(server: Any, count: int, sent: list[Any]) -> None:
+    """Publish events, and break something every few of them; collect their replay ids in *sent*."""
     from ..testing import CutAfter
 
     async def cut() -> None:
@@ -70,7 +81,6 @@ async def publish_samples(server: Any, count: int) -> list[Any]:
 
     troubles = {0.2: cut, 0.4: expire, 0.6: revoke, 0.8: restart}
     due = {max(1, int(count * share)): trouble for share, trouble in troubles.items()}
-    sent = []
     for number in range(count):
         if number in due:
             await due[number]()
@@ -81,13 +91,10 @@ async def publish_samples(server: Any, count: int) -> list[Any]:
         await asyncio.sleep(0.05)
         # One trouble at a time, for those who read along.
         await server.wait_for(lambda server: server.held_connects, 30)
-    return sent
 
 
 def narrate(event: ConnectionEvent) -> None:
     """Tell what the client does about it."""
-    from ..events import ConnectionEventKind
-
     told = {
         ConnectionEventKind.CONNECTION_LOST,
         ConnectionEventKind.REAUTHENTICATED,
@@ -95,5 +102,5 @@ def narrate(event: ConnectionEvent) -> None:
         ConnectionEventKind.CHANNEL_RESUMED,
     }
     if event.kind in told:
-        behind = "" if event.replay_id is None else f", behind replay id {event.replay_id}"
-        say(f"   client: {event.kind.value}{behind}")
+        after = "" if event.replay_id is None else f", after replay id {event.replay_id}"
+        say(f"   client: {event.kind.value}{after}")

@@ -9,29 +9,38 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import errno
 import hashlib
-import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from aiohttp import web
 
 from .._oauth.advice import advise
 from .._oauth.state import hidden, hide
 from .._oauth.urls import AUTHORIZE_PATH, normalize_login_url
-from .._text import Secret
-from ..auth import SecretMixin, post_form
+from .._text import Secret, fit
+from ..auth import SecretMixin, lend_session, post_form
 from ..exceptions import AuthenticationError
-from .console import UsageError, say
+from .browser import Person
+from .console import CommandError, UsageError, say
+from .credentials import credentials_from
+from .files import SecretFile
+from .network import Network, network_from
+from .output import standard_output
+from .words import in_words
 
 PAGE: Final = "<!doctype html><title>aiosfstream</title><p>{text} You can close this page."
 SCOPE: Final = "api refresh_token"
 CALLBACK: Final = "/callback"
+#: What the redirect's host may mean on this machine.
+LOOPBACK: Final = ("127.0.0.1", "::1")
+#: Of the page that the redirect shows: its URL has the code in it.
+PAGE_HEADERS: Final = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
 #: Characters of an error that a redirect brings.
 MAX_REASON: Final = 200
 
@@ -60,6 +69,8 @@ async def log_in(
     port: int,
     show: Callable[[str], object],
     timeout: float = 300.0,
+    pasted: asyncio.Queue[str] | None = None,
+    network: Network | None = None,
 ) -> Tokens:
     """Let a person authorize the app in their browser.
 
@@ -70,6 +81,8 @@ async def log_in(
         callback URLs
     :param show: called with the URL that the person has to open, once their answer is listened for
     :param timeout: seconds to wait for that person
+    :param pasted: where lines come from that may be the URL of the redirect, for a browser elsewhere
+    :param network: how the code is exchanged for tokens; None: directly
     :return: the tokens
     :raises AuthenticationError: if the port is taken, it is denied or takes too long, or the answer is
         not understood
@@ -77,34 +90,73 @@ async def log_in(
     """
     base = normalize_login_url(login_url)
     state, verifier = secrets.token_urlsafe(24), secrets.token_urlsafe(48)
-    redirect_uri = f"http://localhost:{port}{CALLBACK}"
+    redirect = Redirect(state, f"http://localhost:{port}{CALLBACK}")
     query = {
         "response_type": "code",
         "client_id": consumer_key,
-        "redirect_uri": redirect_uri,
+        "redirect_uri": redirect.uri,
         "scope": SCOPE,
         "state": state,
         "code_challenge": challenge_of(verifier),
         "code_challenge_method": "S256",
     }
-    async with _callback(state, port) as answered:
+    async with _listening(redirect, port):
         show(f"{base}{AUTHORIZE_PATH}?{urlencode(query)}")
+        answer = await _answer(redirect, pasted, timeout, base)
         try:
-            answer = await asyncio.wait_for(answered, timeout)
-        except asyncio.TimeoutError:
-            raise AuthenticationError(
-                f"Authentication failed: nobody authorized the app within {timeout:g} seconds. Try again, and"
-                f" open the URL of {base} in a browser."
-            ) from None
-    exchange = CodeExchange(
-        consumer_key,
-        consumer_secret,
-        code=code_of(answer),
-        verifier=verifier,
-        redirect_uri=redirect_uri,
-        login_url=base,
-    )
-    await exchange.authenticate()
+            exchange = CodeExchange(
+                consumer_key,
+                consumer_secret,
+                code=code_of(answer),
+                verifier=verifier,
+                redirect_uri=redirect.uri,
+                login_url=base,
+            )
+            tokens = await _exchanged(exchange, network)
+        except BaseException:
+            redirect.tell("You are not logged in: aiosfstream says why.", 400)
+            raise
+        redirect.tell("You are logged in.", 200)
+    return tokens
+
+
+async def _answer(
+    redirect: Redirect, pasted: asyncio.Queue[str] | None, timeout: float, base: str
+) -> Mapping[str, str]:
+    """Wait for what the redirect says, whichever way it comes."""
+    reading = None if pasted is None else asyncio.ensure_future(_read_pasted(redirect, pasted))
+    try:
+        return await asyncio.wait_for(redirect.answered, timeout)
+    except asyncio.TimeoutError:
+        raise AuthenticationError(
+            f"Authentication failed: nobody authorized the app within {timeout:g} seconds. Try again, and"
+            f" open the URL of {base} in a browser."
+        ) from None
+    finally:
+        if reading is not None:
+            reading.cancel()
+            await asyncio.wait({reading})
+
+
+async def _read_pasted(redirect: Redirect, pasted: asyncio.Queue[str]) -> None:
+    """Take the URL of the redirect from what is pasted."""
+    while True:
+        line = (await pasted.get()).strip()
+        if line and not redirect.accept(dict(parse_qsl(urlsplit(line).query))):
+            say(f"That is not where this log-in ended: it should begin with {redirect.uri}?")
+
+
+async def _exchanged(exchange: CodeExchange, network: Network | None) -> Tokens:
+    """Exchange the code for tokens.
+
+    :raises AuthenticationError: if that is refused, or gives no refresh token
+    """
+    if network is None:
+        await exchange.authenticate()
+    else:
+        async with network.session_factory() as session:
+            with lend_session(session, network.ssl):
+                await exchange.authenticate()
     if not exchange.refresh_token or exchange.instance_url is None:
         raise AuthenticationError(
             "Authentication failed: there is no refresh token in the answer; add the scope"
@@ -132,7 +184,9 @@ def code_of(answer: Mapping[str, str]) -> str:
     code = answer.get("code")
     if code:
         return code
-    error, description = (_fit(answer.get(name, "")) for name in ("error", "error_description"))
+    error, description = (
+        fit(answer.get(name, ""), limit=MAX_REASON) for name in ("error", "error_description")
+    )
     advice, retryable = advise(error, description, 400)
     said = ": ".join(text for text in (error, description) if text) or "it was denied"
     raise AuthenticationError(
@@ -143,46 +197,83 @@ def code_of(answer: Mapping[str, str]) -> str:
     )
 
 
-def _fit(text: str) -> str:
-    """Make a text from a redirect, which anybody may have made, fit for a terminal."""
-    return "".join(character for character in text[:MAX_REASON] if character.isprintable())
+class Redirect:
+    """Where the browser is sent with the code, and the page that it shows there.
+
+    :param state: what only who began this log-in knows
+    :param uri: the URL of the redirect
+    """
+
+    def __init__(self, state: str, uri: str) -> None:
+        self._state = state
+        self.uri = uri
+        loop = asyncio.get_running_loop()
+        #: What the redirect's query says.
+        self.answered: asyncio.Future[Mapping[str, str]] = loop.create_future()
+        self._outcome: asyncio.Future[tuple[str, int]] = loop.create_future()
+
+    def accept(self, query: Mapping[str, str]) -> bool:
+        """Take what a redirect says, unless it is somebody else's.
+
+        :param query: its query
+        :return: whether it belongs to this log-in
+        """
+        # Anybody can send a browser here.
+        given = query.get("state", "").encode(errors="replace")
+        if not secrets.compare_digest(given, self._state.encode()):
+            return False
+        if not self.answered.done():
+            self.answered.set_result(query)
+        return True
+
+    def tell(self, text: str, status: int) -> None:
+        """Let the page say what came of it.
+
+        :param text: the sentence on it
+        :param status: its HTTP status
+        """
+        if not self._outcome.done():
+            self._outcome.set_result((text, status))
+
+    async def page(self, request: web.Request) -> web.Response:
+        """Answer the browser, once it is known whether the code is worth anything."""
+        if not self.accept(dict(request.query)):
+            return _page("This is not the answer that was waited for.", 400)
+        return _page(*await asyncio.shield(self._outcome))
+
+
+def _page(text: str, status: int) -> web.Response:
+    return web.Response(
+        text=PAGE.format(text=text), content_type="text/html", status=status, headers=PAGE_HEADERS
+    )
 
 
 @asynccontextmanager
-async def _callback(state: str, port: int) -> AsyncIterator[asyncio.Future[Mapping[str, str]]]:
-    """Listen for the redirect; what its query says is the future's result."""
-    answered: asyncio.Future[Mapping[str, str]] = asyncio.get_running_loop().create_future()
-
-    async def answer(request: web.Request) -> web.Response:
-        # Anybody can send a browser here; only who began this log-in knows the state.
-        given = request.query.get("state", "").encode(errors="replace")
-        if not secrets.compare_digest(given, state.encode()):
-            return _page("This is not the answer that was waited for.", 400)
-        if not answered.done():
-            answered.set_result(dict(request.query))
-        if request.query.get("code"):
-            return _page("You are logged in.", 200)
-        return _page("The authorization was denied.", 400)
-
+async def _listening(redirect: Redirect, port: int) -> AsyncIterator[None]:
+    """Listen for the redirect."""
     application = web.Application()
-    application.router.add_get(CALLBACK, answer)
+    application.router.add_get(CALLBACK, redirect.page)
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        try:
-            await web.TCPSite(runner, "127.0.0.1", port, reuse_address=True).start()
-        except OSError as error:
-            raise AuthenticationError(
-                f"Authentication failed: cannot listen for the answer on port {port}; choose another"
-                " one, and add it to the app's callback URLs"
-            ) from error
-        yield answered
+        for host in LOOPBACK:
+            await _listen(runner, host, port)
+        yield
     finally:
         await runner.cleanup()
 
 
-def _page(text: str, status: int) -> web.Response:
-    return web.Response(text=PAGE.format(text=text), content_type="text/html", status=status)
+async def _listen(runner: web.AppRunner, host: str, port: int) -> None:
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError as error:
+        # Not every machine has IPv6. But a port that somebody else has there would get the code.
+        if host != LOOPBACK[0] and error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            return
+        raise AuthenticationError(
+            f"Authentication failed: cannot listen for the answer on port {port}; choose another"
+            " one, and add it to the app's callback URLs"
+        ) from error
 
 
 class CodeExchange(SecretMixin):
@@ -232,44 +323,64 @@ class CodeExchange(SecretMixin):
         return status, reply
 
 
+# The command
+
+
 async def run_login(options: argparse.Namespace) -> int:
-    """Let a person authorize the app."""
-    environment = os.environ
-    key = environment.get("SALESFORCE_CONSUMER_KEY", "")
+    """Let a person authorize the app, and keep the refresh token."""
+    credentials = credentials_from()
+    key = credentials.get("CONSUMER_KEY")
     if not key:
         raise UsageError("set SALESFORCE_CONSUMER_KEY to the consumer key of the app")
-    sandbox = environment.get("SALESFORCE_SANDBOX", "").lower() in ("1", "true", "yes")
-    default = "https://test.salesforce.com" if sandbox else "https://login.salesforce.com"
+    file = None if options.output is None else SecretFile(options.output, "--output")
+    # Before anybody is asked for anything: a token that cannot be kept is lost.
+    if file is None:
+        standard_output()
+    else:
+        file.check()
+    person = Person(has_browser=not options.no_browser)
 
     def show(url: str) -> None:
         say(f"Open this URL to authorize the app:\n{url}")
-        if not options.no_browser:
-            import webbrowser
-
-            webbrowser.open(url)
+        say("If your browser is on another machine, paste here the URL that it ends at.")
+        person.open(url)
 
     try:
         tokens = await log_in(
             key,
-            environment.get("SALESFORCE_CONSUMER_SECRET", ""),
-            login_url=environment.get("SALESFORCE_LOGIN_URL") or default,
+            credentials.get("CONSUMER_SECRET"),
+            login_url=credentials.login_url,
             port=options.port,
             show=show,
+            pasted=person.pasted,
+            network=network_from(options),
         )
     except ValueError as error:
-        raise UsageError(str(error)) from error
-    if options.output is None:
-        print(tokens.refresh_token, flush=True)
-    else:
-        write_secret(options.output, tokens.refresh_token)
-        say(f"The refresh token is in {options.output}")
+        raise UsageError(in_words(str(error))) from error
+    return await _keep(tokens.refresh_token, file)
+
+
+async def _keep(token: str, file: SecretFile | None) -> int:
+    """Write the token into the file, or print it where there is none or that fails."""
+    try:
+        if file is not None:
+            file.write(token)
+            say(f"The refresh token is in {file.path}")
+            return 0
+    except CommandError as error:
+        say(f"aiosfstream: {error} Keep the token from here; it is shown only now:")
+        with suppress(CommandError):
+            await standard_output().write(escaped(token) + "\n")
+            return 1
+        say(escaped(token))
+        return 1
+    await standard_output().write(escaped(token) + "\n")
     return 0
 
 
-def write_secret(path: Path, text: str) -> None:
-    """Write a file that nobody else can read, from its first moment on."""
-    with suppress(FileNotFoundError):
-        path.unlink()
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text + "\n")
+def escaped(token: str) -> str:
+    """Write what no token should have, such as what controls a terminal, as Python writes it.
+
+    :param token: a token, which a server has made
+    """
+    return token.encode("unicode_escape").decode("ascii")
