@@ -54,6 +54,7 @@ _WORDS: Final = tuple(
         ),
         # The client
         (r"\bapi_version\b", "--api-version"),
+        (r"\bgive a larger max_response_size\b", "that is more than this command takes"),
         (r"\bopen the client again( to go on)?", "start again"),
         (r"; the next receive\(\) gives this message again", "; it comes again at the next start"),
         (r"; receive\(\) raises this[^:]*(?=:)", ""),
