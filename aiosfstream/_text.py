@@ -57,6 +57,14 @@ class Secret:
     def __init__(self, value: str) -> None:
         self._value = value
 
+    @classmethod
+    def of(cls, value: str | Secret) -> Secret:
+        """Give a secret for what may be one already.
+
+        :param value: the secret
+        """
+        return value if isinstance(value, cls) else cls(str(value))
+
     def reveal(self) -> str:
         """Give the secret, to write it into a request."""
         return self._value

@@ -37,7 +37,7 @@ from ._oauth.answers import (
 )
 from ._oauth.flight import authorization_of, in_time, log_in_again, share
 from ._oauth.flows import Flow, flow_of, has_flow
-from ._oauth.keys import load_private_key
+from ._oauth.keys import load_private_key, text_of_key
 from ._oauth.request import Form, ask, lend_session
 from ._oauth.state import (
     REQUEST_TIMEOUT,
@@ -422,17 +422,27 @@ async def post_form(authenticator: AuthenticatorBase, form: Form) -> tuple[int, 
     return reply.status, reply.content
 
 
-def _required(**values: str) -> None:
+def _require(**values: str | Secret) -> None:
     """Refuse what was left out, before anything is sent.
 
     :raises TypeError: if a value is no text
     :raises ValueError: if it is empty
     """
     for name, value in values.items():
-        if not isinstance(value, str):
-            raise TypeError(f"{name} should be a str, not {type(value).__name__!r}")
-        if not value.strip():
+        kind, is_empty = _kind_of(value)
+        if kind is not str:
+            # Nothing that might be a secret is in this frame but what hides it.
+            del value
+            raise TypeError(f"{name} should be a str, and it is of the type {kind.__name__!r}")
+        if is_empty:
             raise ValueError(f"{name} should not be empty: set it, nobody can log in without")
+
+
+def _kind_of(value: str | Secret) -> tuple[type, bool]:
+    plain: object = value.reveal() if isinstance(value, Secret) else value
+    if not isinstance(plain, str):
+        return type(plain), False
+    return str, not plain.strip()
 
 
 class SecretMixin(AuthenticatorBase):
@@ -457,7 +467,7 @@ class SecretMixin(AuthenticatorBase):
     def __init__(
         self,
         consumer_key: str,
-        consumer_secret: str,
+        consumer_secret: str | Secret,
         sandbox: bool = False,
         json_dumps: Dumper = json.dumps,
         json_loads: Loader = json.loads,
@@ -465,10 +475,12 @@ class SecretMixin(AuthenticatorBase):
         login_url: str | None = None,
         verify_signature: bool = False,
     ) -> None:
-        _required(consumer_key=consumer_key)
+        # No frame that an exception passes has a secret in the open.
+        consumer_secret = Secret.of(consumer_secret)
+        _require(consumer_key=consumer_key)
         super().__init__(sandbox, json_dumps, json_loads, login_url=login_url)
         self.client_id = consumer_key
-        self.client_secret = consumer_secret
+        self.client_secret = consumer_secret.reveal()
         _SIGNED.put(self, verify_signature)
 
     def __repr__(self) -> str:
@@ -538,10 +550,12 @@ class PasswordAuthenticator(SecretMixin):
         json_loads: Loader = json.loads,
         **options: Unpack[SecretOptions],
     ) -> None:
-        _required(consumer_secret=consumer_secret, username=username, password=password)
-        super().__init__(consumer_key, consumer_secret, sandbox, json_dumps, json_loads, **options)
+        secret, hidden_password = Secret(consumer_secret), Secret(password)
+        del consumer_secret, password
+        _require(consumer_secret=secret, username=username, password=hidden_password)
+        super().__init__(consumer_key, secret, sandbox, json_dumps, json_loads, **options)
         self.username = username
-        self.password = password
+        self.password = hidden_password.reveal()
 
     def __repr__(self) -> str:
         """Name the consumer key and the user; nothing secret."""
@@ -629,9 +643,13 @@ class RefreshTokenAuthenticator(SecretMixin):
         on_token_refreshed: TokenCallback | None = None,
         **options: Unpack[SecretOptions],
     ) -> None:
-        _required(refresh_token=refresh_token)
-        super().__init__(consumer_key, consumer_secret, sandbox, json_dumps, json_loads, **options)
-        self.refresh_token = refresh_token
+        secret, token = Secret(consumer_secret), Secret(refresh_token)
+        del consumer_secret, refresh_token
+        _require(refresh_token=token)
+        if secret.reveal() != "":
+            _require(consumer_secret=secret)
+        super().__init__(consumer_key, secret, sandbox, json_dumps, json_loads, **options)
+        self.refresh_token = token.reveal()
         _ROTATION.of(self).callback = on_token_refreshed
 
     async def _authenticate(self) -> tuple[int, dict[str, Any]]:
@@ -696,7 +714,9 @@ class ClientCredentialsAuthenticator(SecretMixin):
         json_loads: Loader = json.loads,
         verify_signature: bool = False,
     ) -> None:
-        _required(consumer_secret=consumer_secret)
+        secret = Secret(consumer_secret)
+        del consumer_secret
+        _require(consumer_secret=secret)
         base = normalize_login_url(login_url)
         if base in (LOGIN_URL, SANDBOX_LOGIN_URL):
             raise ValueError(
@@ -705,7 +725,7 @@ class ClientCredentialsAuthenticator(SecretMixin):
             )
         super().__init__(
             consumer_key,
-            consumer_secret,
+            secret,
             False,
             json_dumps,
             json_loads,
@@ -784,12 +804,14 @@ class JWTBearerAuthenticator(AuthenticatorBase):
         audience: str | None = None,
         **options: Unpack[LoginOptions],
     ) -> None:
-        _required(consumer_key=consumer_key, username=username)
+        pem = text_of_key(private_key)
+        del private_key
+        _require(consumer_key=consumer_key, username=username)
         super().__init__(sandbox, json_dumps, json_loads, **options)
         self.client_id = consumer_key
         self.username = username
         signer = _SIGNER.of(self)
-        signer.key = load_private_key(private_key)
+        signer.key = load_private_key(pem)
         signer.audience = audience
 
     def __repr__(self) -> str:
@@ -898,21 +920,21 @@ class AccessTokenAuthenticator(AuthenticatorBase):
     """
 
     def __init__(self, instance_url: str, access_token: str | TokenSource) -> None:
+        kind = type(access_token)
+        source = Secret(access_token.strip()) if isinstance(access_token, str) else access_token
+        del access_token
         super().__init__()
         STATE.of(self).login_url = normalize_login_url(instance_url, "instance_url")
-        if isinstance(access_token, str):
-            token = Secret(access_token.strip())
-            if not is_header_safe(token.reveal()):
+        if isinstance(source, Secret):
+            if not is_header_safe(source.reveal()):
                 raise ValueError("access_token should be text of printable ASCII characters")
-            _SOURCE.put(self, token)
-            hide(self, token)
-        elif callable(access_token):
-            _SOURCE.put(self, access_token)
-        else:
+            hide(self, source)
+        elif not callable(source):
+            del source
             raise TypeError(
-                "access_token should be a str or a callable that gives one, not"
-                f" {type(access_token).__name__!r}"
+                f"access_token should be a str or a callable that gives one, not {kind.__name__!r}"
             )
+        _SOURCE.put(self, source)
 
     def __repr__(self) -> str:
         """Name the instance; nothing secret."""

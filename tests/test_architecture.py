@@ -62,7 +62,7 @@ ARROWS: dict[str, set[str]] = {
     "_oauth": set(),
     "_oauth.urls": {"_text"},
     "_oauth.advice": set(),
-    "_oauth.keys": set(),
+    "_oauth.keys": {"_text"},
     "_oauth.state": {"_internals", "_text"},
     "_oauth.flows": {"exceptions"},
     "_oauth.answers": {"_oauth.advice", "_oauth.urls", "_text", "exceptions"},

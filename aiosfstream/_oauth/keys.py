@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 import re
 from typing import Any, Final
 
-__all__ = ["load_private_key"]
+from .._text import Secret
+
+__all__ = ["load_private_key", "text_of_key"]
 
 _PEM: Final = re.compile(r"-----BEGIN ([A-Z0-9 ]{1,40})-----(.*?)-----END \1-----", re.DOTALL)
 #: Bytes. No key is longer.
@@ -30,10 +33,24 @@ _OTHER_KINDS: Final = (
 )
 
 
-def load_private_key(private_key: str | bytes) -> Any:
+def text_of_key(private_key: object) -> Secret:
+    """Give the text of what should be a private key, hidden.
+
+    :param private_key: text or bytes; of anything else, what shows that it is none
+    """
+    if isinstance(private_key, os.PathLike):
+        private_key = os.fspath(private_key)
+    if isinstance(private_key, (bytes, bytearray)):
+        private_key = bytes(private_key[:_LONGEST]).decode("ascii", "replace")
+    if isinstance(private_key, str):
+        return Secret(private_key[:_LONGEST])
+    return Secret("" if private_key is None else f"({type(private_key).__name__})")
+
+
+def load_private_key(pem: Secret) -> Any:
     r"""Load the key that signs assertions.
 
-    :param private_key: an RSA private key, PEM; its line breaks may be written as ``\n`` or be lost, or
+    :param pem: an RSA private key, PEM; its line breaks may be written as ``\n`` or be lost, or
         the whole may be in base64, as happens to environment variables
     :return: the key
     :raises ImportError: if PyJWT or cryptography is not installed
@@ -48,26 +65,21 @@ def load_private_key(private_key: str | bytes) -> Any:
         ) from error
     # Both are used only later on, and had better be missed now.
     del cryptography, jwt
-    key, problem = _loaded(private_key)
-    # No frame that the error passes has the key.
-    del private_key
+    key, problem = _loaded(pem)
     if problem is not None:
         raise ValueError(f"{_KEY}, and it is {problem}")
     return key
 
 
-def _loaded(private_key: str | bytes) -> tuple[Any, str | None]:
+def _loaded(hidden_pem: Secret) -> tuple[Any, str | None]:
     """Give the key, or what is wrong with it."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    if not isinstance(private_key, (str, bytes)):
-        return None, f"of the type {type(private_key).__name__!r}: give the text of the file"
-    text = private_key if isinstance(private_key, str) else private_key.decode("ascii", "replace")
-    pem = _pem_of(text[:_LONGEST])
+    pem = _pem_of(hidden_pem.reveal())
     if pem is None:
-        return None, _what_else(text[:_LONGEST].strip())
+        return None, _what_else(hidden_pem.reveal().strip())
     kinds = (problem for words, problem in _OTHER_KINDS if words in pem.partition("\n")[0])
     if (problem := next(kinds, None)) is not None:
         return None, problem
