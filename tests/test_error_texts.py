@@ -77,6 +77,7 @@ ADVICE = {
 
 #: What is raised as it is, having been made elsewhere.
 PASSED_ON = {
+    ("_http.post", "post", "bare"): "a cancellation, or a bug",
     ("_cometd.client", "BaseClient._check_server_disconnected", "error"): "what ended the session",
     ("_cometd.mailbox", "Mailbox.take", "item"): "an error put in by the transport",
     (

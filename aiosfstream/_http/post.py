@@ -95,15 +95,15 @@ async def post(
         if session.closed:
             return closed_failure(url)
         return error_failure(url, error, sent=request.sent, secrets=secrets)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - it goes on
         if session.closed and isinstance(error, asyncio.CancelledError) and not is_cancelled():
             # aiohttp cancels what waits for a connection of a connector that is closed.
             return closed_failure(url)
-        # Whoever records the variables of this frame, or of those of aiohttp, would record the token.
-        del body, headers, request
-        without_frames(error, secrets=secrets)
-        del secrets
-        raise
+        # Whoever records the variables of this frame, or of those of aiohttp, would record the token. Not
+        # a bare "raise", which until Python 3.11 brings the old frames back.
+        bare = without_frames(error, secrets=secrets)
+        del body, headers, request, secrets
+        raise bare  # noqa: B904
 
 
 async def _answer_to(request: _Request, limits: Limits, max_size: int) -> Answer | Failure:
