@@ -5,100 +5,102 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable
-from typing import Final
+from types import TracebackType
 
 from aiocometd.typing import JsonObject
-
-#: Stands for the queue of a mailbox that nothing has been in yet: an empty deque of its own would cost
-#: each of thousands of idle clients 700 bytes. Nothing can be added to it.
-_NOTHING: Final[deque[JsonObject | Exception]] = deque(maxlen=0)
 
 
 class Signal:
     """Wakes all who wait for a change; each looks for itself at what has changed."""
 
-    __slots__ = ("_waiters",)
-
     def __init__(self) -> None:
-        # A tuple: where nobody waits, the empty one of all of them.
-        self._waiters: tuple[asyncio.Future[None], ...] = ()
+        self._waiters: list[asyncio.Future[None]] = []
 
     def wake(self) -> None:
         """Let every waiter look again."""
-        waiters, self._waiters = self._waiters, ()
+        waiters, self._waiters = self._waiters, []
         for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+            _resolve(waiter)
 
     async def changed(self, timeout: float | None = None) -> None:
         """Wait until :meth:`wake` is called or *timeout* seconds have passed.
 
         Takes nothing, so cancelling it loses nothing.
         """
-        waiter = self.waiter()
-        loop = waiter.get_loop()
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        self._waiters.append(waiter)
         timer = None if timeout is None else loop.call_later(timeout, _resolve, waiter)
         try:
             await waiter
         finally:
             if timer is not None:
                 timer.cancel()
-            self.forget(waiter)
-
-    def waiter(self) -> asyncio.Future[None]:
-        """Give what :meth:`wake` will resolve; whoever awaits it calls :meth:`forget` behind."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters = (*self._waiters, waiter)
-        return waiter
-
-    def forget(self, waiter: asyncio.Future[None]) -> None:
-        """Let go of what :meth:`waiter` gave, if it was given up before it was resolved."""
-        if waiter in self._waiters:
-            self._waiters = tuple(other for other in self._waiters if other is not waiter)
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
 
 
 def _resolve(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
+    if not waiter.done() and not waiter.get_loop().is_closed():
         waiter.set_result(None)
 
 
 class Turn:
     """Lets one task at a time through, in the order in which they came.
 
-    Unlike an :class:`asyncio.Lock` it belongs to no event loop while nobody waits, and costs an
-    attribute look-up where there is nobody to wait for.
+    Unlike an :class:`asyncio.Lock` it belongs to no event loop for longer than somebody has the turn:
+    a loop that has ended with it takes nothing along.
     """
 
-    __slots__ = ("_queue", "taken")
-
     def __init__(self) -> None:
-        self.taken = False
-        # A tuple, since there are thousands of clients and hardly ever one who waits: the empty one is that
-        # of all of them.
-        self._queue: tuple[asyncio.Future[None], ...] = ()
+        self._holder: asyncio.AbstractEventLoop | None = None
+        self._queue: deque[asyncio.Future[None]] = deque()
 
-    async def wait(self) -> None:
-        """Wait until the turn is passed on to the caller."""
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue = (*self._queue, place)
+    @property
+    def taken(self) -> bool:
+        """Whether a task has the turn."""
+        return self._holder is not None and not self._holder.is_closed()
+
+    async def take(self) -> None:
+        """Wait for the turn; :meth:`release` ends it."""
+        loop = asyncio.get_running_loop()
+        if self.taken:
+            await self._wait(loop)
+        self._holder = loop
+
+    async def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
+        place: asyncio.Future[None] = loop.create_future()
+        self._queue.append(place)
         try:
             await place
         except BaseException:
             if place.done() and not place.cancelled():
                 self.release()
             else:
-                self._queue = tuple(other for other in self._queue if other is not place)
+                self._queue.remove(place)
             raise
 
     def release(self) -> None:
         """Pass the turn on to the next who waits, if there is one."""
         while self._queue:
-            place, *rest = self._queue
-            self._queue = tuple(rest)
-            if not place.done():
+            place = self._queue.popleft()
+            if not place.done() and not place.get_loop().is_closed():
                 place.set_result(None)
                 return
-        self.taken = False
+        self._holder = None
+
+    async def __aenter__(self) -> None:
+        """Wait for the turn."""
+        await self.take()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        """End the turn."""
+        self.release()
 
 
 class Mailbox(Signal):
@@ -110,18 +112,16 @@ class Mailbox(Signal):
     :param limit: how many messages make it full; 0 or less: never full
     """
 
-    __slots__ = ("_errors", "closed", "items", "limit", "suspends")
-
     def __init__(self, limit: int) -> None:
         super().__init__()
         self.limit = limit
         #: Whether no more will come. What is in it can still be taken.
         self.closed = False
-        #: Messages and errors. Read by the hot path, which takes messages out of it directly.
-        self.items = _NOTHING
+        #: Messages and errors.
+        self.items: deque[JsonObject | Exception] = deque()
         self._errors = 0
-        #: What fetching waits for while it is suspended, otherwise None.
-        self.suspends: asyncio.Future[None] | None = None
+        # What fetching waits for while it is suspended, otherwise None.
+        self._suspends: asyncio.Future[None] | None = None
 
     def __len__(self) -> int:
         """Give the number of messages; errors are not counted."""
@@ -129,7 +129,7 @@ class Mailbox(Signal):
 
     def qsize(self) -> int:
         """Give the number of messages, under the name that aiocometd's client asks for."""
-        return len(self.items) - self._errors
+        return len(self)
 
     @property
     def has_errors(self) -> bool:
@@ -141,32 +141,25 @@ class Mailbox(Signal):
         """Whether fetching should pause."""
         return 0 < self.limit <= len(self)
 
-    @property
-    def surplus(self) -> int:
-        """How many messages have to be taken before fetching may go on; 0 while it may."""
-        limit, pending = self.limit, len(self)
-        return pending - limit + 1 if 0 < limit <= pending else 0
-
-    def extend(self, messages: Iterable[JsonObject], *, wake: bool = True) -> None:
+    def extend(self, messages: Iterable[JsonObject]) -> None:
         """Add messages, more than the limit if need be.
 
         :param messages: the messages
-        :param wake: whether to wake the reader; otherwise whoever calls this does so soon
         """
-        self._own_items().extend(messages)
-        if wake:
-            self.wake()
+        self.items.extend(messages)
+        self.wake()
 
     def fail(self, error: Exception) -> None:
-        """Add an error behind the messages that are there, to be raised once."""
-        self._own_items().append(error)
+        """Add an error after the messages that are there, to be raised once."""
+        self.items.append(error)
         self._errors += 1
         self.wake()
 
-    def _own_items(self) -> deque[JsonObject | Exception]:
-        if self.items is _NOTHING:
-            self.items = deque()
-        return self.items
+    def peek(self) -> JsonObject | None:
+        """Give the next message and leave it there; None if there is none, or an error is next."""
+        if not self.items or isinstance(self.items[0], Exception):
+            return None
+        return self.items[0]
 
     def take(self) -> JsonObject | None:
         """Take the next message without waiting.
@@ -180,28 +173,30 @@ class Mailbox(Signal):
         if isinstance(item, Exception):
             self._errors -= 1
             raise item
-        if self.suspends is not None:
-            self.make_room()
+        self.make_room()
         return item
 
-    def make_room(self) -> None:
-        """Let fetching go on, if enough has been taken."""
-        if self.suspends is not None and not self.full:
-            _resolve(self.suspends)
+    def make_room(self) -> bool:
+        """Let fetching go on if enough has been taken; say whether it was suspended until now."""
+        if self._suspends is None or self.full:
+            return False
+        _resolve(self._suspends)
+        self._suspends = None
+        return True
 
     def put_back(self, message: JsonObject) -> None:
         """Return a message that was taken and not delivered, to be the next again."""
-        self._own_items().appendleft(message)
+        self.items.appendleft(message)
         self.wake()
 
     async def room(self) -> None:
         """Wait until the mailbox is not full. One task may wait at a time."""
         while self.full and not self.closed:
-            self.suspends = asyncio.get_running_loop().create_future()
+            self._suspends = asyncio.get_running_loop().create_future()
             try:
-                await self.suspends
+                await self._suspends
             finally:
-                self.suspends = None
+                self._suspends = None
 
     def close(self) -> None:
         """Take no more. Errors are dropped: who has closed need not be told what failed before."""
@@ -212,8 +207,8 @@ class Mailbox(Signal):
             self.items.clear()
             self.items.extend(kept)
             self._errors = 0
-        if self.suspends is not None:
-            _resolve(self.suspends)
+        if self._suspends is not None:
+            _resolve(self._suspends)
         self.wake()
 
     def discard(self) -> None:

@@ -1,108 +1,48 @@
 """The long-polling transport: aiocometd's Transport interface on aiohttp.
 
 One background task asks the session for the next step, takes it and reports what came of it. It
-decides nothing itself. Subscribe, unsubscribe and publish run beside a held connect, one at a time,
-and never beside a handshake.
+decides nothing itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import sys
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context, ContextVar, copy_context
-from copy import copy
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final
 
 import aiohttp
-from aiocometd.constants import ConnectionType, MetaChannel, TransportState
-from aiocometd.extensions import AuthExtension, Extension
+from aiocometd.constants import ConnectionType, TransportState
 from aiocometd.transports.abc import Transport
-from aiocometd.typing import JsonObject, SSLValidationMode
+from aiocometd.typing import JsonObject
 
-from .._http import post as _http
-from .._http.deadline import limits_for
-from .._http.post import Failure, Trouble
+from .._http.post import Failure
 from ..events import ConnectionEvent, ConnectionEventKind
 from ..exceptions import (
-    AiosfstreamException,
     AuthenticationError,
     ReplayError,
-    TransportConnectionClosed,
     TransportError,
     TransportInvalidOperation,
     TransportTimeoutError,
 )
-from .mailbox import Mailbox, Signal, Turn
-from .retry import MAX_HOLD
-from .session import Action, ReplayId, Session, State, Subscription
+from . import tasks
+from .exchange import Exchange, Settings
+from .mailbox import Mailbox, Signal
+from .requests import GOODBYE_TIMEOUT, Requests
+from .salesforce import ReplayId
+from .session import Action, Session, State
 
 LOGGER = logging.getLogger(__name__)
-
-ResultT = TypeVar("ResultT")
 
 #: Where the subscription that is being made starts, as given to ``Client.subscribe(replay=...)``:
 #: aiocometd's ``subscribe(channel)`` has no room for an argument.
 REPLAY: ContextVar[ReplayId] = ContextVar("aiosfstream_replay", default=None)
 
-#: Seconds for saying goodbye to the server, and for tasks to end.
-GOODBYE_TIMEOUT: Final = 2.0
+#: Seconds that tasks have to end. A log-in that has rotated a refresh token is finished first.
+END_TIMEOUT: Final = 3.5
 #: Seconds that the first held connect waits for a subscription that is being made.
 GIVE_WAY_TIMEOUT: Final = 1.0
-
-#: Messages that do no harm when the server gets them twice. A connect takes events, and publishing is no such.
-_REPEATABLE: Final = (
-    MetaChannel.HANDSHAKE,
-    MetaChannel.SUBSCRIBE,
-    MetaChannel.UNSUBSCRIBE,
-    MetaChannel.DISCONNECT,
-)
-
-_NO_CONTEXT: Final = Context()
-_HEADERS: Final = {"Content-Type": "application/json;charset=UTF-8", "Accept": "application/json"}
-#: Before Python 3.12 a member of an enum is found by a function in Python.
-_CONNECTED: Final = State.CONNECTED
-
-
-class Owner(Protocol):
-    """Whose transport it is.
-
-    :ivar connection_timeout: seconds that a request waits for a renewal; None or 0: for ever
-    """
-
-    connection_timeout: float
-
-    async def _log_in_again(self, refused: str | None) -> str:
-        """Get a new token, unless another one than the header value *refused* is in use already.
-
-        :return: the URL to go on with
-        """
-
-
-class Settings(NamedTuple):
-    """What a transport needs to know of its client.
-
-    :ivar owner: the client, for what may change
-    :ivar auth: puts the token into requests
-    :ivar extensions: run on every message, in this order, before *auth*
-    :ivar before_poll: awaited before each connect, or None
-    :ivar report: called with every event that an observer should know of
-    :ivar request_timeout: seconds for each phase of a request
-    :ivar ssl: how TLS is verified, as aiohttp takes it
-    :ivar json_dumps: serialises messages
-    :ivar json_loads: parses messages
-    """
-
-    owner: Owner
-    auth: AuthExtension
-    extensions: list[Extension]
-    before_poll: Callable[[], Awaitable[None]] | None
-    report: Callable[[ConnectionEvent], None]
-    request_timeout: float
-    ssl: SSLValidationMode | None
-    json_dumps: _http.Dumper
-    json_loads: _http.Loader
 
 
 class LongPollingTransport(Transport):
@@ -125,28 +65,39 @@ class LongPollingTransport(Transport):
         http_session: aiohttp.ClientSession,
         settings: Settings,
     ) -> None:
-        self._url = url
         self._session = session
         self._mailbox = mailbox
-        self._http_session: aiohttp.ClientSession | None = http_session
         self._settings = settings
         self._loop = asyncio.get_running_loop()
-        self._task: asyncio.Task[None] | None = None
-        #: What starts that task, from the first connect on until it is started.
-        self._starter: asyncio.Handle | None = None
-        self._context = _NO_CONTEXT
-        #: Each with what is resolved when it has ended, if somebody waits for that.
-        self._requests: dict[asyncio.Task[Any], asyncio.Future[None] | None] = {}
-        self._beside = Turn()
         self._signal = Signal()
+        self._exchange = Exchange(url, session, mailbox, http_session, settings)
+        self._requests = Requests(
+            self._exchange,
+            session,
+            self._signal,
+            lambda: settings.host.connection_timeout,
+            self._request_done,
+        )
+        self._task: asyncio.Task[None] | None = None
+        # What starts that task, from the first connect on until it is started.
+        self._starter: asyncio.Handle | None = None
+        self._context = Context()
         self._closing = False
         self._closed = False
+        # Whether the background task may be cancelled because its connect is of no use any more.
         self._interruptible = False
         self._interrupted = False
-        self._authorization: str | None = None
+        self._suspended = False
         self._connection_types: Sequence[ConnectionType] = (ConnectionType.LONG_POLLING,)
         self._last_handshake: JsonObject | None = None
         self._timed_out_at: float | None = None
+        self._steps: Final[dict[Action, Callable[[float], Awaitable[None]]]] = {
+            Action.AUTHENTICATE: self._log_in,
+            Action.HANDSHAKE: self._handshake,
+            Action.SUBSCRIBE: self._resubscribe,
+            Action.CONNECT: self._poll,
+            Action.PARK: self._park,
+        }
 
     # What aiocometd's client asks for
 
@@ -158,7 +109,7 @@ class LongPollingTransport(Transport):
     @property
     def endpoint(self) -> str:
         """The URL that messages are sent to."""
-        return self._url
+        return self._exchange.url
 
     @property
     def client_id(self) -> str | None:
@@ -168,7 +119,7 @@ class LongPollingTransport(Transport):
     @property
     def subscriptions(self) -> set[str]:
         """The channels subscribed, or wanted while the session is being renewed."""
-        return set() if self._closed else set(self._session.subscriptions)
+        return set() if self._closed else set(self._session.channels.subscriptions)
 
     @property
     def last_connect_result(self) -> JsonObject | None:
@@ -183,11 +134,11 @@ class LongPollingTransport(Transport):
     @property
     def http_session(self) -> aiohttp.ClientSession | None:
         """The HTTP session."""
-        return self._http_session
+        return self._exchange.http_session
 
     @http_session.setter
     def http_session(self, http_session: aiohttp.ClientSession | None) -> None:
-        self._http_session = http_session
+        self._exchange.http_session = http_session
 
     @property
     def state(self) -> TransportState:
@@ -204,7 +155,7 @@ class LongPollingTransport(Transport):
     def connected(self) -> bool:
         """Whether all is well: the session stands, and nothing is being closed."""
         session = self._session
-        return session.state is _CONNECTED and session.lost_since is None and not self._closing
+        return session.state is State.CONNECTED and session.lost_since is None and not self._closing
 
     async def wait_for_state(self, state: TransportState) -> None:
         """Wait until the connection is in *state*."""
@@ -219,9 +170,9 @@ class LongPollingTransport(Transport):
         return self._session.stop_error
 
     @property
-    def aliases(self) -> dict[str, str]:
-        """Delivered channel -> subscribed channel, where they differ."""
-        return self._session.aliases
+    def is_alive(self) -> bool:
+        """Whether the event loop that it was made in still runs it."""
+        return not self._loop.is_closed() and self._loop is asyncio.get_running_loop()
 
     def loss_deadline(self, timeout: float | None) -> float | None:
         """Say when ``receive()`` should report the connection as lost, by the loop's clock.
@@ -240,20 +191,26 @@ class LongPollingTransport(Transport):
     def loss_error(self) -> TransportTimeoutError:
         """Make the error that reports the loss; the next one is due a whole time-out later."""
         self._timed_out_at = now = self._loop.time()
-        lost_since = self._session.lost_since
-        seconds = 0.0 if lost_since is None else now - lost_since
+        session = self._session
+        seconds = 0.0 if session.lost_since is None else now - session.lost_since
+        if session.deferred:
+            what = f"Not subscribed to {', '.join(sorted(session.deferred)):.200} at {self.endpoint} for"
+        else:
+            what = f"Lost connection with the server {self.endpoint} for"
         error = TransportTimeoutError(
-            f"Lost connection with the server {self._url} {seconds:.1f} seconds ago; still trying to"
-            f" reconnect, the last attempt failed with: {self._session.last_error}"
+            f"{what} {seconds:.1f} seconds; still trying, the last attempt failed with: {session.last_error}"
         )
-        error.__cause__ = self._session.last_error
+        error.__cause__ = session.last_error
         return error
 
     def try_again(self) -> None:
-        """Try to recover once more, after the application has been told that only it can help."""
-        if self._session.state is State.PARKED:
-            self._session.unpark()
-            self._signal.wake()
+        """Try to recover once more, after the application has been told that it is needed."""
+        if self._session.state is not State.PARKED:
+            return
+        self._session.unpark()
+        self._signal.wake()
+        if self._task is not None and self._task.done() and not self._closing:
+            self._start_polling()
 
     async def handshake(self, connection_types: list[ConnectionType]) -> JsonObject:
         """Get a session from the server.
@@ -280,7 +237,7 @@ class LongPollingTransport(Transport):
         """
         if not self._session.opening or self._session.client_id is None:
             raise TransportInvalidOperation(
-                f"Connecting to {self._url} belongs behind handshake(), once: use another transport"
+                f"Connecting to {self.endpoint} takes a handshake() first, and is done once: use another transport"
             )
         await self._advance(State.CONNECTED)
         self._session.opening = False
@@ -292,342 +249,7 @@ class LongPollingTransport(Transport):
         while self._session.state not in goal:
             if self._session.stop_error is not None:
                 raise self._session.stop_error
-            await self._take(*self._session.next_step())
-            self._pass_on()
-
-    # The background task
-
-    def _give_way(self) -> None:
-        """Let a subscription that is made right after opening use the connection that is there.
-
-        Beside a held connect it would need another one: a TLS handshake, and a socket for each client.
-        """
-        if self._subscribing:
-            self._starter = self._loop.call_later(
-                GIVE_WAY_TIMEOUT, self._start_polling, context=self._context
-            )
-        else:
-            self._start_polling()
-
-    @property
-    def _subscribing(self) -> bool:
-        # A request that has found the session gone waits for the background task to renew it.
-        return bool(self._requests) and self._session.established
-
-    def _look_again(self) -> None:
-        """Start to poll, in the context of who has opened, if there is nothing to give way to any more."""
-        if self._starter is not None and not self._subscribing:
-            self._context.run(self._start_polling)
-
-    def _start_polling(self) -> None:
-        self._forget_starter()
-        self._context = _NO_CONTEXT
-        self._task = self._loop.create_task(self._run(), name="aiosfstream connection")
-
-    def _forget_starter(self) -> None:
-        if self._starter is not None:
-            self._starter.cancel()
-            self._starter = None
-
-    async def _run(self) -> None:
-        """Take step after step until the session has ended."""
-        try:
-            while self._session.state is not State.STOPPED and not self._closing:
-                await self._take(*self._session.next_step())
-                self._pass_on()
-        except Exception as bug:
-            LOGGER.exception(
-                "The connection to %s ends because of an unexpected error; open the client again, and report it",
-                self._url,
-            )
-            error = TransportError(
-                f"The connection to {self._url} has ended because of an unexpected error: {bug!r}; open the"
-                " client again, and report it"
-            )
-            error.__cause__ = bug
-            self._session.crashed(error)
-        self._pass_on()
-
-    def _take(self, action: Action, delay: float) -> Awaitable[None]:
-        # No coroutine: thousands of clients wait in here, each with all of the frames.
-        return self._STEPS[action](self, delay)
-
-    def _pass_on(self) -> None:
-        """Give the application what the last step brought, and wake who waits for a change."""
-        session = self._session
-        if session.errors:
-            errors, session.errors = session.errors, ()
-            for error in errors:
-                self._mailbox.fail(error)
-        if session.state is not _CONNECTED:
-            self._mailbox.wake()
-        if self._starter is not None:
-            self._look_again()
-        self._signal.wake()
-
-    async def _poll(self, delay: float) -> None:
-        """Make a connect, unless :meth:`_interrupt` ends it because the session is lost."""
-        session = self._session
-        self._interruptible = True
-        try:
-            if delay:
-                await asyncio.sleep(delay)
-            if self._mailbox.full:
-                await self._wait_for_room()
-            if self._settings.before_poll is not None:
-                await self._before_poll(self._settings.before_poll)
-            if not session.established:
-                return
-            message, epoch = session.connect_message(), session.epoch
-            at_once = message.get("advice") == {"timeout": 0}
-            started = self._loop.time()
-            result, events = await self._exchange(message, hold=0.0 if at_once else session.hold)
-            now = self._loop.time()
-            # The first connect of a session is answered at once by design.
-            session.connect_done(result, epoch, events or at_once, now - started, now)
-        except asyncio.CancelledError:
-            if not self._interrupted or self._closing:
-                raise
-            if sys.version_info >= (3, 11) and self._task is not None:
-                self._task.uncancel()
-        finally:
-            self._interruptible = self._interrupted = False
-
-    def _interrupt(self) -> None:
-        """End a held connect of a session that is given up."""
-        if self._interruptible and not self._interrupted and self._task is not None:
-            self._interrupted = True
-            self._task.cancel()
-
-    async def _wait_for_room(self) -> None:
-        self._settings.report(ConnectionEvent(ConnectionEventKind.FETCHING_SUSPENDED))
-        await self._mailbox.room()
-        self._settings.report(ConnectionEvent(ConnectionEventKind.FETCHING_RESUMED))
-
-    async def _before_poll(self, hook: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await hook()
-        except ReplayError as error:
-            if not self._mailbox.has_errors:
-                self._mailbox.fail(error)
-
-    async def _handshake(self, delay: float) -> None:
-        session = self._session
-        if delay:
-            await asyncio.sleep(delay)
-        if self._beside.taken:
-            await self._beside.wait()
-        self._beside.taken = True
-        try:
-            if session.farewell_id is not None:
-                await self._say_goodbye(session.farewell_id)
-            if session.clear_cookies and self._http_session is not None:
-                self._http_session.cookie_jar.clear()
-            offered = [connection_type.value for connection_type in self._connection_types]
-            result, _ = await self._exchange(session.handshake_message(offered))
-            session.handshake_done(result, self._loop.time())
-        finally:
-            self._beside.release()
-        if isinstance(result, dict):
-            if session.opening:
-                self._last_handshake = result
-            self._check_replay_support(result)
-
-    def _check_replay_support(self, reply: JsonObject) -> None:
-        ext = reply.get("ext")
-        if (
-            self._session.opening
-            and reply["successful"]
-            and not (isinstance(ext, dict) and ext.get("replay"))
-        ):
-            LOGGER.warning(
-                "The server %s does not announce the replay extension: what is published while the"
-                " connection is lost may be missed; check the URL and the API version",
-                self._url,
-            )
-
-    async def _resubscribe(self, delay: float) -> None:
-        session = self._session
-        if delay:
-            await asyncio.sleep(delay)
-        subscription = session.next_to_resubscribe()
-        if subscription is None:
-            return
-        try:
-            result, _ = await self._exchange(session.subscribe_message(subscription), subscription)
-        except ReplayError as error:
-            session.storage_failed(error, self._loop.time())
-            return
-        session.resubscribe_done(subscription, result, self._loop.time())
-
-    async def _log_in(self, delay: float) -> None:
-        if delay:
-            await asyncio.sleep(delay)
-        try:
-            self._url = await self._settings.owner._log_in_again(self._authorization)
-        except AuthenticationError as error:
-            self._session.authentication_failed(error, self._loop.time())
-        else:
-            self._session.authenticated(self._loop.time())
-
-    def _park(self, delay: float) -> Awaitable[None]:
-        return self._signal.changed()
-
-    _STEPS: Final[dict[Action, Callable[[LongPollingTransport, float], Awaitable[None]]]] = {
-        Action.AUTHENTICATE: _log_in,
-        Action.HANDSHAKE: _handshake,
-        Action.SUBSCRIBE: _resubscribe,
-        Action.CONNECT: _poll,
-        Action.PARK: _park,
-    }
-
-    # One request
-
-    async def _exchange(
-        self,
-        message: JsonObject,
-        subscription: Subscription | None = None,
-        *,
-        hold: float = 0.0,
-        stale: bool = False,
-    ) -> tuple[JsonObject | Failure, int]:
-        """Send one message, deliver the events in the answer, give the reply and their number.
-
-        :param message: the message
-        :param subscription: what a subscribe message is for
-        :param hold: seconds that the server may hold the request
-        :param stale: whether it is about a session that was given up, so that events are not wanted
-        :raises ReplayError: if the marker storage fails and is needed
-        """
-        payload, headers = [message], dict(_HEADERS)
-        try:
-            await self._outgoing(payload, headers, subscription)
-            posting = self._post(payload, headers, hold)
-        except AuthenticationError as error:
-            return _not_sent(Trouble.UNAUTHORIZED, error), 0
-        except TransportError as error:
-            return _not_sent(Trouble.REJECTED, error), 0
-        authorization = headers.get("Authorization", "")
-        # Thousands of clients wait for the answer.
-        del payload, headers
-        ticket = self._session.send(message, stale=stale)
-        messages: list[JsonObject] | Failure | None = None
-        try:
-            answer = await posting
-            if isinstance(answer, Failure):
-                messages = answer
-            else:
-                messages = _http.bayeux_messages(answer, self._settings.json_loads, authorization)
-                if not isinstance(messages, Failure):
-                    await self._incoming(messages, answer)
-        finally:
-            if messages is None or isinstance(messages, Failure):
-                lost = messages is None or messages.trouble in (
-                    Trouble.LOST,
-                    Trouble.UNREADABLE,
-                )
-                self._session.abandon(ticket, lost=lost)
-        if isinstance(messages, Failure):
-            return messages, 0
-        events, others = self._session.receive(messages, ticket)
-        if events and self._deliver(events):
-            await asyncio.sleep(0)
-        reply = self._session.take_reply(others, ticket, len(events))
-        if reply is None:
-            return self._no_reply(message), len(events)
-        return reply, len(events)
-
-    def _deliver(self, events: list[JsonObject]) -> bool:
-        """Put events into the mailbox.
-
-        :return: whether the reader should run now, before the next request is prepared and sent
-        """
-        mailbox, mailed = self._mailbox, len(events)
-        mailbox.extend(events, wake=False)
-        if mailed > 1 and not mailbox.full and self._session.lost_since is None:
-            # There may be more where these come from: the server makes its next answer ready while the reader
-            # is at work. The request is written in the next turn of the loop, and the reader runs behind it.
-            self._loop.call_soon(mailbox.wake)
-            return False
-        mailbox.wake()
-        # After a loss it first has to be noted that the connection is back.
-        return self._session.lost_since is None
-
-    async def _outgoing(
-        self, payload: list[JsonObject], headers: dict[str, str], subscription: Subscription | None
-    ) -> None:
-        known = subscription is not None and subscription.stamp is not None
-        for extension in self._settings.extensions:
-            try:
-                await extension.outgoing(payload, headers)
-            except ReplayError as error:
-                if not known:
-                    raise
-                LOGGER.warning(
-                    "The replay storage fails, going on with the id in memory: %s", error
-                )
-            except AiosfstreamException:
-                raise
-            except Exception as error:
-                if subscription is None:
-                    raise
-                raise ReplayError(
-                    f"The replay storage failed for channel {subscription.channel}: {error!r}. Mend it and subscribe"
-                    " again."
-                ) from error
-        if subscription is not None:
-            self._session.stamp(payload[0], subscription)
-        await self._settings.auth.outgoing(payload, headers)
-        self._authorization = headers.get("Authorization")
-
-    async def _incoming(self, messages: list[JsonObject], answer: _http.Answer) -> None:
-        headers: Any = answer.headers
-        await self._settings.auth.incoming(messages, headers)
-        for extension in self._settings.extensions:
-            await extension.incoming(messages, headers)
-
-    def _open_session(self) -> aiohttp.ClientSession:
-        if self._http_session is None:
-            raise TransportConnectionClosed(
-                f"The transport of {self._url} is closed; open the client again"
-            )
-        return self._http_session
-
-    def _post(
-        self, payload: list[JsonObject], headers: dict[str, str], hold: float
-    ) -> Awaitable[_http.Answer | Failure]:
-        """Give what sends *payload* when it is awaited."""
-        http_session = self._open_session()
-        body = _http.dump_json(payload, self._settings.json_dumps)
-        return _http.post(
-            http_session,
-            self._url,
-            body,
-            headers,
-            limits=limits_for(self._settings.request_timeout, min(hold, MAX_HOLD)),
-            ssl=self._settings.ssl,
-            repeatable=self._session.opening or payload[0].get("channel") in _REPEATABLE,
-        )
-
-    def _no_reply(self, message: JsonObject) -> Failure:
-        error = TransportError(
-            f"Request to {self._url} failed: the answer holds no reply to the {message['channel']} message;"
-            " check that the URL is that of a CometD server"
-        )
-        return Failure(Trouble.LOST, error)
-
-    async def _say_goodbye(self, client_id: str) -> None:
-        """Free the server's side of a session, as far as it can be reached."""
-        message = self._session.disconnect_message(client_id)
-        exchange = self._exchange(message, stale=True)
-        task = self._start(exchange, "aiosfstream goodbye")
-        try:
-            # Not asyncio.wait_for: before Python 3.12 it may swallow a cancellation.
-            await asyncio.wait([task], timeout=GOODBYE_TIMEOUT)
-        finally:
-            task.cancel()
-
-    # Requests beside the connect
+            await self._step()
 
     async def subscribe(self, channel: str) -> JsonObject:
         """Subscribe to *channel*, from where the ContextVar :data:`REPLAY` says.
@@ -638,7 +260,7 @@ class LongPollingTransport(Transport):
         :raises TransportError: if the request fails
         :raises ReplayError: if the marker storage fails
         """
-        return await self._finish(self._subscribe(channel, REPLAY.get()))
+        return await self._requests.subscribe(channel, REPLAY.get())
 
     async def unsubscribe(self, channel: str) -> JsonObject:
         """Unsubscribe from *channel*. Cancelling it does not stop it.
@@ -646,7 +268,7 @@ class LongPollingTransport(Transport):
         :return: the server's reply
         :raises TransportError: if the request fails
         """
-        return await self._finish(self._unsubscribe(channel))
+        return await self._requests.unsubscribe(channel)
 
     async def publish(self, channel: str, data: JsonObject) -> JsonObject:
         """Publish *data* on *channel*.
@@ -654,148 +276,207 @@ class LongPollingTransport(Transport):
         :return: the server's reply
         :raises TransportError: if the request fails
         """
-        return await self._finish(self._publish(channel, data))
+        return await self._requests.publish(channel, data)
 
-    async def _subscribe(self, channel: str, replay_id: ReplayId) -> JsonObject:
-        result, renewed = await self._try_subscribe(channel, replay_id)
-        if renewed:
-            result, _ = await self._try_subscribe(channel, replay_id)
-        return _reply_of(result)
+    # The background task
 
-    async def _try_subscribe(
-        self, channel: str, replay_id: ReplayId
-    ) -> tuple[JsonObject | Failure, bool]:
-        session = self._session
-        await self._take_turn()
+    def _give_way(self) -> None:
+        """Let a subscription that is made right after opening use the connection that is there.
+
+        Beside a held connect it would need another one: a TLS handshake, and a socket for each
+        client (12 KiB).
+        """
+        if self._requests.under_way:
+            self._starter = self._loop.call_later(
+                GIVE_WAY_TIMEOUT, self._start_polling, context=self._context
+            )
+        else:
+            self._start_polling()
+
+    def _start_polling(self) -> None:
+        self._forget_starter()
+        self._task = tasks.start(self._run(), "aiosfstream connection")
+
+    def _forget_starter(self) -> None:
+        if self._starter is not None:
+            self._starter.cancel()
+            self._starter = None
+
+    async def _run(self) -> None:
+        """Take step after step until the session has ended."""
         try:
-            subscription, epoch = session.subscribe(channel, replay_id), session.epoch
-            renewed, again = False, True
-            try:
-                while again and session.established:
-                    result, _ = await self._exchange(
-                        session.subscribe_message(subscription), subscription
-                    )
-                    renewed = session.request_done(result, epoch, self._loop.time())
-                    again = session.subscribe_done(subscription, result)
-            finally:
-                if again:
-                    session.subscribe_done(subscription, None)
-            return result, renewed or again
-        finally:
-            self._end_turn()
+            while self._session.state is not State.STOPPED and not self._closing:
+                await self._step()
+        except asyncio.CancelledError:
+            if self._closing:
+                raise
+            self._session.suspended(self._cancelled_error("the task of the connection"))
+        except Exception as bug:
+            LOGGER.exception(
+                "The connection to %s ends because of an unexpected error; open the client again, and report it",
+                self.endpoint,
+            )
+            error = TransportError(
+                f"The connection to {self.endpoint} has ended because of an unexpected error: {bug!r}; open the"
+                " client again, and report it"
+            )
+            error.__cause__ = bug
+            self._session.crashed(error)
+        self._pass_on()
 
-    async def _unsubscribe(self, channel: str) -> JsonObject:
-        def message() -> JsonObject:
-            return self._session.unsubscribe_message(channel)
+    async def _step(self) -> None:
+        action, delay = self._session.next_step(self._loop.time())
+        try:
+            await self._steps[action](delay)
+        except asyncio.CancelledError as error:
+            if tasks.is_cancelled() or self._closing:
+                raise
+            disturbance = self._cancelled_error("something that the connection waited for")
+            disturbance.__cause__ = error
+            self._session.disturbed(disturbance, self._loop.time())
+        self._pass_on()
 
-        result = await self._request(message)
-        self._session.unsubscribe_done(channel, result)
-        return _reply_of(result)
+    def _cancelled_error(self, what: str) -> TransportError:
+        return TransportError(
+            f"The connection to {self.endpoint} is lost, because {what} was cancelled, but not by closing the client;"
+            " look for what cancels tasks or closes a shared connector"
+        )
 
-    async def _publish(self, channel: str, data: JsonObject) -> JsonObject:
-        def message() -> JsonObject:
-            return self._session.publish_message(channel, data)
+    def _pass_on(self) -> None:
+        """Give the application what the last step brought, and wake whoever waits for a change."""
+        session = self._session
+        errors, session.errors = session.errors, []
+        for error in errors:
+            self._mailbox.fail(error)
+        if session.state is not State.CONNECTED:
+            self._mailbox.wake()
+        self._signal.wake()
 
-        return _reply_of(await self._request(message))
-
-    async def _request(self, message: Callable[[], JsonObject]) -> JsonObject | Failure:
-        """Send a message; once more if the session had to be renewed for it."""
-        for again in (True, False):
-            await self._take_turn()
-            try:
-                epoch = self._session.epoch
-                result, _ = await self._exchange(message())
-                renewed = self._session.request_done(result, epoch, self._loop.time())
-            finally:
-                self._end_turn()
-            if not (renewed and again):
-                break
-        return result
-
-    async def _take_turn(self) -> None:
-        """Wait for a usable session and for the turn, which :meth:`_end_turn` ends."""
-        timeout = self._settings.owner.connection_timeout or None
-        deadline = None if timeout is None else self._loop.time() + timeout
-        while True:
-            if not self._session.established:
-                await self._wait_established(deadline)
-            if self._beside.taken:
-                await self._beside.wait()
-            self._beside.taken = True
-            if self._session.established:
-                break
-            self._beside.release()
-
-    def _end_turn(self) -> None:
-        """Let the next request go ahead, and end the connect if the session is lost."""
-        self._beside.release()
+    def _request_done(self) -> None:
+        """End a held connect whose session is lost, and start to poll if that was to wait."""
         if not self._session.established:
             self._interrupt()
         self._pass_on()
+        if self._starter is not None and not self._requests.under_way:
+            self._context.run(self._start_polling)
 
-    async def _wait_established(self, deadline: float | None) -> None:
+    # The steps
+
+    async def _poll(self, delay: float) -> None:
+        """Make a connect, unless :meth:`_interrupt` ends it because the session is lost."""
+        self._interruptible = True
+        try:
+            await _pause(delay)
+            await self._wait_for_room()
+            await self._store_markers()
+            if self._session.established:
+                await self._connect()
+        except asyncio.CancelledError:
+            if not self._interrupted or self._task is None:
+                raise
+            tasks.take_back(self._task)
+            if tasks.is_cancelled() or self._closing:
+                raise
+        finally:
+            self._interruptible = self._interrupted = False
+            self._exchange.release()
+
+    async def _connect(self) -> None:
+        session, started = self._session, self._loop.time()
+        message, epoch = session.connect_message(started), session.epoch
+        hold = session.hold_of(message)
+        result, events = await self._exchange.send(message, hold=hold)
+        now = self._loop.time()
+        session.connect_done(result, epoch, events, now - started, now, hold=hold)
+        if session.state is State.CONNECTED and self._requests.owes_goodbyes:
+            self._requests.run(self._say_goodbyes(), "aiosfstream goodbyes")
+
+    async def _say_goodbyes(self) -> None:
+        async with self._requests.turn:
+            await self._requests.say_goodbye()
+
+    def _interrupt(self) -> None:
+        """End a held connect of a session that is given up."""
+        if self._interruptible and not self._interrupted and self._task is not None:
+            self._interrupted = True
+            self._task.cancel()
+
+    async def _wait_for_room(self) -> None:
+        if self._mailbox.full:
+            self._suspend(True)
+            await self._mailbox.room()
+        self._suspend(False)
+
+    def _suspend(self, suspended: bool) -> None:
+        if suspended is not self._suspended:
+            self._suspended = suspended
+            kind = ConnectionEventKind
+            what = kind.FETCHING_SUSPENDED if suspended else kind.FETCHING_RESUMED
+            self._settings.report(ConnectionEvent(what))
+
+    async def _store_markers(self) -> None:
+        """Have markers stored that wait to be stored in a group."""
+        if self._settings.before_poll is None:
+            return
+        try:
+            await self._settings.before_poll()
+        except ReplayError as error:
+            # One of them is enough: they are told when the application has time for it.
+            if not self._mailbox.has_errors:
+                self._mailbox.fail(error)
+
+    async def _handshake(self, delay: float) -> None:
         session = self._session
-        while not session.established:
-            if self._closing:
-                raise self._closing_error()
-            if session.state in (State.STOPPED, State.PARKED):
-                if isinstance(session.last_error, AuthenticationError):
-                    raise copy(session.last_error)
-                raise TransportError(
-                    f"There is no connection to the server {self._url}, call receive() to try again or learn that"
-                    f" it has ended for good: {session.last_error}"
-                ) from session.last_error
-            left = None if deadline is None else deadline - self._loop.time()
-            if left is not None and left <= 0:
-                raise self._renewal_error()
-            await self._signal.changed(left)
+        await _pause(delay)
+        async with self._requests.turn:
+            if self._requests.owes_goodbyes:
+                await self._requests.say_goodbye()
+            if session.clear_cookies and self.http_session is not None:
+                self.http_session.cookie_jar.clear()
+            offered = [connection_type.value for connection_type in self._connection_types]
+            result, _ = await self._exchange.send(session.handshake_message(offered))
+            session.handshake_done(result, self._loop.time())
+        if isinstance(result, dict) and session.opening:
+            self._last_handshake = result
+            self._check_replay_support(result)
 
-    def _renewal_error(self) -> TransportTimeoutError:
-        error = TransportTimeoutError(
-            f"The request was not sent: the connection to the server {self._url} is lost and was not renewed in"
-            f" time. It is still being tried, send the request again; the last attempt failed with:"
-            f" {self._session.last_error}"
-        )
-        error.__cause__ = self._session.last_error
-        return error
-
-    def _closing_error(self) -> TransportInvalidOperation:
-        return TransportInvalidOperation(
-            f"The request to {self._url} was not sent, the client is being closed: open it again first"
-        )
-
-    async def _finish(self, request: Coroutine[Any, Any, JsonObject]) -> JsonObject:
-        """Run *request* in a task of its own, which goes on when the caller is cancelled.
-
-        Whether the server has acted on a request that is given up half-way could not be known.
-        """
-        if self._closing:
-            request.close()
-            raise self._closing_error()
-        task = self._start(request, "aiosfstream request")
-        # asyncio.wait makes several objects for it, in each of thousands of clients that open at once.
-        ended = self._requests[task] = self._loop.create_future()
-        await ended
-        if task.cancelled():
-            raise TransportInvalidOperation(
-                f"The client was closed before {self._url} answered: open it and look whether that was done"
+    def _check_replay_support(self, reply: JsonObject) -> None:
+        ext = reply.get("ext")
+        if reply["successful"] and not (isinstance(ext, dict) and ext.get("replay")):
+            LOGGER.warning(
+                "The server %s does not announce the replay extension: what is published while the"
+                " connection is lost may be missed; check the URL and the API version",
+                self.endpoint,
             )
-        return task.result()
 
-    def _start(self, request: Coroutine[Any, Any, ResultT], name: str) -> asyncio.Task[ResultT]:
-        task = self._loop.create_task(request, name=name)
-        self._requests[task] = None
-        task.add_done_callback(self._request_finished)
-        return task
+    async def _resubscribe(self, delay: float) -> None:
+        session = self._session
+        await _pause(delay)
+        await self._wait_for_room()
+        subscription = session.next_to_resubscribe(self._loop.time())
+        if subscription is None:
+            return
+        message = session.subscribe_message(subscription)
+        result: JsonObject | Failure
+        try:
+            async with self._requests.turn:
+                result, _ = await self._exchange.send(message, subscription)
+        except ReplayError as error:
+            session.storage_failed(error, self._loop.time())
+        else:
+            session.resubscribe_done(subscription, result, self._loop.time())
 
-    def _request_finished(self, task: asyncio.Task[Any]) -> None:
-        ended = self._requests.pop(task)
-        if ended is not None and not ended.done():
-            ended.set_result(None)
-        self._look_again()
-        self._signal.wake()
-        if not task.cancelled() and task.exception() is not None:
-            LOGGER.debug("request failed: %r", task.exception())
+    async def _log_in(self, delay: float) -> None:
+        await _pause(delay)
+        try:
+            self._exchange.url = await self._settings.host.log_in(self._exchange.authorization)
+        except AuthenticationError as error:
+            self._session.authentication_failed(error, self._loop.time())
+        else:
+            self._session.authenticated(self._loop.time())
+
+    async def _park(self, delay: float) -> None:
+        await self._signal.changed()
 
     # The end
 
@@ -810,17 +491,20 @@ class LongPollingTransport(Transport):
         self._begin_to_close()
         try:
             await self.end_tasks()
-            client_id = self._session.client_id or self._session.farewell_id
-            if client_id is not None and self._session.state is not State.STOPPED:
-                await self._say_goodbye(client_id)
+            client_id = self._session.client_id
+            present = [] if client_id is None else [client_id]
+            if present or self._requests.owes_goodbyes:
+                goodbye = tasks.start(self._requests.say_goodbye(*present), "aiosfstream goodbye")
+                await asyncio.wait({goodbye}, timeout=GOODBYE_TIMEOUT)
+                goodbye.cancel()
         finally:
             self._closed = True
             self._signal.wake()
 
     async def close(self) -> None:
         """Close the HTTP session."""
-        if self._http_session is not None:
-            await self._http_session.close()
+        if self.http_session is not None:
+            await self.http_session.close()
 
     def abort(self) -> None:
         """End everything at once, without a goodbye."""
@@ -829,7 +513,7 @@ class LongPollingTransport(Transport):
         self._signal.wake()
 
     def _begin_to_close(self) -> None:
-        self._closing = True
+        self._closing = self._requests.closing = True
         self._forget_starter()
         self._mailbox.close()
         self._signal.wake()
@@ -838,25 +522,17 @@ class LongPollingTransport(Transport):
 
     async def end_tasks(self) -> None:
         """Wait, for a short time, until the tasks that were cancelled have ended."""
-        tasks = self._tasks()
-        if tasks:
-            await asyncio.wait(tasks, timeout=GOODBYE_TIMEOUT)
+        running = self._tasks()
+        if running:
+            await asyncio.wait(running, timeout=END_TIMEOUT)
 
     def _tasks(self) -> list[asyncio.Task[Any]]:
         own = asyncio.current_task()
-        tasks = [*self._requests, *([self._task] if self._task is not None else [])]
-        return [task for task in tasks if task is not own and not task.done()]
+        all_tasks = [*self._requests.tasks, *([self._task] if self._task is not None else [])]
+        return [task for task in all_tasks if task is not own and not task.done()]
 
 
-def _not_sent(trouble: Trouble, error: AiosfstreamException) -> Failure:
-    if isinstance(error, TransportError):
-        return Failure(trouble, error)
-    transport_error = TransportError(f"The request was not sent, see the cause: {error}")
-    transport_error.__cause__ = error
-    return Failure(trouble, transport_error)
-
-
-def _reply_of(result: JsonObject | Failure) -> JsonObject:
-    if isinstance(result, Failure):
-        raise result.error
-    return result
+async def _pause(delay: float) -> None:
+    # Without a delay, not even for a turn of the event loop: the server waits to be asked.
+    if delay:
+        await asyncio.sleep(delay)

@@ -1,0 +1,293 @@
+"""One message out, the messages of the answer back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, NamedTuple
+
+import aiohttp
+from aiocometd.extensions import AuthExtension, Extension
+from aiocometd.typing import JsonObject, SSLValidationMode
+
+from .._http.bodies import Dumper, Loader, dump_json
+from .._http.post import Answer, Failure, Trouble, post
+from ..events import ConnectionEvent
+from ..exceptions import (
+    AiosfstreamException,
+    AuthenticationError,
+    ReplayError,
+    TransportConnectionClosed,
+    TransportError,
+)
+from .channels import Subscription, Ticket
+from .mailbox import Mailbox
+from .messages import CONNECT, MAX_HOLD, bayeux_messages, is_event
+from .salesforce import as_limit
+from .session import Host, Session
+
+LOGGER = logging.getLogger(__name__)
+
+#: Seconds that events of another answer wait for a connect's answer, of which nothing has come yet:
+#: the server may have sent that one first.
+OVERTAKING: Final = 0.25
+
+_HEADERS: Final = {"Content-Type": "application/json;charset=UTF-8", "Accept": "application/json"}
+
+
+class Settings(NamedTuple):
+    """What the engine needs to know of its client.
+
+    :ivar host: whom to ask
+    :ivar auth: puts the token into requests
+    :ivar extensions: run on every message, in this order, before *auth*
+    :ivar before_poll: awaited before each connect, or None
+    :ivar report: called with every event that an observer should know of
+    :ivar request_timeout: seconds for each phase of a request
+    :ivar max_response_size: bytes of the largest answer that is taken
+    :ivar ssl: how TLS is verified, as aiohttp takes it
+    :ivar json_dumps: serialises messages
+    :ivar json_loads: parses messages
+    """
+
+    host: Host
+    auth: AuthExtension
+    extensions: list[Extension]
+    before_poll: Callable[[], Awaitable[None]] | None
+    report: Callable[[ConnectionEvent], None]
+    request_timeout: float
+    max_response_size: int
+    ssl: SSLValidationMode | None
+    json_dumps: Dumper
+    json_loads: Loader
+
+
+class Exchange:
+    """Sends messages of a session, and delivers the events in the answers.
+
+    The order of events is the server's: while a connect's answer is being read, events that come
+    with other answers wait until it is whole, since the server had sent its events first. If it is
+    lost, they are dropped: going back to where it started brings them again.
+
+    :param url: the CometD endpoint
+    :param session: the state of the Bayeux session
+    :param mailbox: where events go
+    :param http_session: what requests are sent with
+    :param settings: the client's side
+    """
+
+    def __init__(
+        self,
+        url: str,
+        session: Session,
+        mailbox: Mailbox,
+        http_session: aiohttp.ClientSession,
+        settings: Settings,
+    ) -> None:
+        self.url = url
+        self.http_session: aiohttp.ClientSession | None = http_session
+        #: The ``Authorization`` header of the last request.
+        self.authorization: str | None = None
+        self._session = session
+        self._mailbox = mailbox
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        # Whether a connect is under way, and whether its answer has begun to come in.
+        self._connecting = False
+        self._answering = False
+        self._waiting: list[tuple[list[JsonObject], Ticket]] = []
+
+    async def send(
+        self,
+        message: JsonObject,
+        subscription: Subscription | None = None,
+        *,
+        hold: float = 0.0,
+        stale: bool = False,
+    ) -> tuple[JsonObject | Failure, int]:
+        """Send one message, deliver the events in the answer, give the reply and their number.
+
+        :param message: the message
+        :param subscription: what a subscribe message is for
+        :param hold: seconds that the server may hold the request
+        :param stale: whether it is about a session that was given up, so that events are not wanted
+        :return: the reply or why there is none, and how many events were delivered
+        :raises ReplayError: if the marker storage fails and is needed
+        """
+        payload, headers = [message], dict(_HEADERS)
+        try:
+            await self._outgoing(payload, headers, subscription)
+            http_session = self._open_session()
+            body = dump_json(payload, self._settings.json_dumps)
+        except AuthenticationError as error:
+            return _not_sent(Trouble.UNAUTHORIZED, error), 0
+        except TransportError as error:
+            return _not_sent(Trouble.REJECTED, error), 0
+        ticket = self._session.send(message, stale=stale)
+        messages: list[JsonObject] | Failure | None = None
+        try:
+            answer = await self._post(http_session, body, headers, message, hold)
+            messages = await self._understood(answer, headers)
+        finally:
+            if messages is None or isinstance(messages, Failure):
+                lost = messages is None or messages.trouble is Trouble.LOST
+                self._session.abandon(ticket, lost=lost)
+        if isinstance(messages, Failure):
+            return messages, 0
+        return await self._take(messages, ticket)
+
+    # Sending
+
+    async def _outgoing(
+        self, payload: list[JsonObject], headers: dict[str, str], subscription: Subscription | None
+    ) -> None:
+        known = subscription is not None and subscription.stamp is not None
+        for extension in self._settings.extensions:
+            try:
+                await extension.outgoing(payload, headers)
+            except ReplayError as error:
+                if not known:
+                    raise
+                LOGGER.warning(
+                    "The replay storage fails, going on with the id in memory: %s", error
+                )
+            except AiosfstreamException:
+                raise
+            except Exception as error:
+                if subscription is None:
+                    raise
+                raise ReplayError(
+                    f"The replay storage failed for channel {subscription.channel}: {error!r}. Look at the storage and"
+                    " subscribe again."
+                ) from error
+        if subscription is not None:
+            self._session.channels.stamp(payload[0], subscription)
+        await self._settings.auth.outgoing(payload, headers)
+        self.authorization = headers.get("Authorization")
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self.http_session is None:
+            raise TransportConnectionClosed(
+                f"The transport of {self.url} is closed; open the client again"
+            )
+        if self.http_session.closed:
+            raise TransportConnectionClosed(
+                f"The HTTP session for {self.url} was closed by the application, but it belongs to the client:"
+                " close the client instead, and open it again"
+            )
+        return self.http_session
+
+    async def _post(
+        self,
+        http_session: aiohttp.ClientSession,
+        body: bytes,
+        headers: dict[str, str],
+        message: JsonObject,
+        hold: float,
+    ) -> Answer | Failure:
+        settings, hold = self._settings, min(hold, MAX_HOLD)
+        connecting = message["channel"] == CONNECT
+        if connecting:
+            self._connecting, self._answering = True, False
+        try:
+            return await post(
+                http_session,
+                self.url,
+                body,
+                headers,
+                phase=settings.request_timeout,
+                hold=hold,
+                max_size=settings.max_response_size,
+                ssl=settings.ssl,
+                repeatable=not connecting,
+                started=self._note_answer if connecting else None,
+            )
+        finally:
+            if connecting:
+                self._connecting = False
+
+    def _note_answer(self) -> None:
+        self._answering = True
+
+    # Answers
+
+    async def _understood(
+        self, answer: Answer | Failure, headers: dict[str, str]
+    ) -> list[JsonObject] | Failure:
+        """Give the messages of an answer, after the extensions have seen them."""
+        if isinstance(answer, Failure):
+            return answer
+        authorization = headers.get("Authorization", "")
+        messages = bayeux_messages(answer, self._settings.json_loads, authorization)
+        if isinstance(messages, Failure):
+            return as_limit(messages, answer)
+        received: Any = answer.headers
+        for extension in (self._settings.auth, *self._settings.extensions):
+            try:
+                await extension.incoming(messages, received)
+            except Exception as error:
+                return _not_taken(extension, error)
+        return messages
+
+    async def _take(
+        self, messages: list[JsonObject], ticket: Ticket
+    ) -> tuple[JsonObject | Failure, int]:
+        """Deliver the events of an answer, and find the reply in it."""
+        connecting = ticket.request["channel"] == CONNECT
+        if self._connecting and not connecting and any(map(is_event, messages)):
+            events, others = 0, self._keep_waiting(messages, ticket)
+        else:
+            delivered, others = self._session.receive(messages, ticket)
+            events = len(delivered)
+            self._mailbox.extend(delivered)
+            if events == 1:
+                # The reader has it before the next request is prepared.
+                await asyncio.sleep(0)
+        reply = self._session.take_reply(others, ticket)
+        if reply is None:
+            return self._no_reply(ticket.request), events
+        return reply, events
+
+    def _keep_waiting(self, messages: list[JsonObject], ticket: Ticket) -> list[JsonObject]:
+        """Let the events of an answer wait for the connect under way; give the other messages."""
+        others = [one for one in messages if not is_event(one) or "successful" in one]
+        self._waiting.append(([one for one in messages if one not in others], ticket))
+        self._loop.call_later(OVERTAKING, self._release_unless_answering)
+        return others
+
+    def _release_unless_answering(self) -> None:
+        if not self._answering:
+            self.release()
+
+    def release(self) -> None:
+        """Deliver the events that have waited for a connect; those of a lost session are dropped."""
+        waiting, self._waiting = self._waiting, []
+        for messages, ticket in waiting:
+            events, _ = self._session.receive(messages, ticket)
+            self._mailbox.extend(events)
+
+    def _no_reply(self, message: JsonObject) -> Failure:
+        error = TransportError(
+            f"Request to {self.url} failed: the answer holds no reply to the {message['channel']} message;"
+            " check that the URL is that of a CometD server"
+        )
+        return Failure(Trouble.LOST, error)
+
+
+def _not_sent(trouble: Trouble, error: AiosfstreamException) -> Failure:
+    if isinstance(error, TransportError):
+        return Failure(trouble, error)
+    transport_error = TransportError(f"The request was not sent, see the cause: {error}")
+    transport_error.__cause__ = error
+    return Failure(trouble, transport_error)
+
+
+def _not_taken(extension: Extension | AuthExtension, error: Exception) -> Failure:
+    """Give what it means that an extension has failed: the answer is lost, its events come again."""
+    name = type(extension).__name__
+    lost = TransportError(
+        f"An answer was not taken, because {name}.incoming() raised {error!r:.300}; look at that extension"
+    )
+    lost.__cause__ = error
+    return Failure(Trouble.LOST, lost)

@@ -1,0 +1,74 @@
+"""Tasks of the engine, and who has cancelled them.
+
+A ``CancelledError`` may come out of what a task awaits, where another task was cancelled: that is
+trouble like any other. When somebody has asked the task itself to end, it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+ResultT = TypeVar("ResultT")
+
+if sys.version_info >= (3, 11):
+
+    def start(coroutine: Coroutine[Any, Any, ResultT], name: str) -> asyncio.Task[ResultT]:
+        """Run *coroutine* in a task of the running event loop."""
+        return asyncio.get_running_loop().create_task(coroutine, name=name)
+
+    def is_cancelled() -> bool:
+        """Say whether somebody has asked the current task to end."""
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+
+    def take_back(task: asyncio.Task[Any]) -> None:
+        """Take back one request to end *task*."""
+        task.uncancel()
+
+else:
+
+    class _Task(asyncio.Task[ResultT]):
+        """A task that knows how often it was asked to end; those of Python 3.10 do not."""
+
+        requests_to_end = 0
+
+        def cancel(self, msg: Any = None) -> bool:
+            """Ask the task to end."""
+            self.requests_to_end += 1
+            return super().cancel(msg)
+
+    def start(coroutine: Coroutine[Any, Any, ResultT], name: str) -> asyncio.Task[ResultT]:
+        """Run *coroutine* in a task of the running event loop."""
+        return _Task(coroutine, loop=asyncio.get_running_loop(), name=name)
+
+    def is_cancelled() -> bool:
+        """Say whether somebody has asked the current task to end; of a foreign one, say so."""
+        task = asyncio.current_task()
+        return task.requests_to_end > 0 if isinstance(task, _Task) else task is not None
+
+    def take_back(task: asyncio.Task[Any]) -> None:
+        """Take back one request to end *task*."""
+        if isinstance(task, _Task):
+            task.requests_to_end -= 1
+
+
+async def uninterrupted(clean_up: Coroutine[Any, Any, None]) -> BaseException | None:
+    """Run *clean_up* to its end, and only then go on with a cancellation that came meanwhile.
+
+    :param clean_up: a coroutine that takes a short, bounded time
+    :return: what it has raised, or None
+    :raises asyncio.CancelledError: the one that came meanwhile, if the calling task was cancelled
+    """
+    task = asyncio.ensure_future(clean_up)
+    cancellation: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as caught:
+            cancellation = cancellation or caught
+    if cancellation is not None:
+        raise cancellation
+    return None if task.cancelled() else task.exception()
