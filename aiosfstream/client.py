@@ -5,43 +5,44 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import random
+import math
 import re
 import sys
 import warnings
-from collections.abc import AsyncIterator, Callable, MutableMapping
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, MutableMapping
 from enum import Enum, unique
-from functools import partial
-from itertools import repeat
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar, cast
 
 import aiohttp
 from aiocometd.client import Client as CometdClient
+from aiocometd.constants import TransportState
+from aiocometd.exceptions import AiocometdException
 from aiocometd.typing import JsonObject, SSLValidationMode
 
-from ._cometd.client import BaseClient, SessionFactory, receives_plainly
-from ._cometd.mailbox import Mailbox, Turn
-from ._cometd.retry import RetryPolicy
-from ._cometd.session import Session
-from ._cometd.transport import REPLAY, LongPollingTransport, Settings
-from ._http import post as _http
-from ._reporter import LOG_ONLY, Reporter
-from .auth import AuthenticatorBase, PasswordAuthenticator, lend_session
-from .events import ConnectionEvent, ConnectionEventKind
-from .exceptions import ClientInvalidOperation, ReplayError, translate_errors
+from ._cometd.client import ENGINES, BaseClient, SessionFactory, raise_untold, receives_plainly, transport_of
+from ._cometd.iteration import iterate
+from ._cometd.transport import REPLAY
+from ._http.bodies import Dumper, Loader
+from ._http.post import MAX_ANSWER_SIZE
+from ._internals import Slot
+from ._policy import Options, Policy, plain_id
+from .auth import AuthenticatorBase, PasswordAuthenticator
+from .events import LOG_ONLY, ConnectionEvent, ConnectionEventKind, Reporter
+from .exceptions import (
+    ClientError,
+    ClientInvalidOperation,
+    ReplayError,
+    translate,
+    translate_errors,
+    translate_errors_context,
+)
 from .replay import (
     ConstantReplayId,
     MappingStorage,
     ReplayMarker,
     ReplayMarkerStorage,
     ReplayOption,
-    attach,
-    buffers,
-    direct_store_of,
-    flush,
-    overwrite_with,
-    store_marker,
 )
 
 if sys.version_info >= (3, 11):
@@ -67,21 +68,25 @@ __all__ = [
     "ClientOptions",
     "CometdClient",
     "ReplayMarkerStoragePolicy",
+    "ReplayParameter",
     "SalesforceStreamingClient",
 ]
 
 #: The path of the CometD endpoint below the instance URL.
 COMETD_PATH: Final = "cometd"
-#: The Salesforce API version used unless another is asked for (Spring '26).
-API_VERSION: Final = "66.0"
+#: The Salesforce API version used unless another is asked for (Spring '26). A program may set another
+#: one here before it makes a client.
+API_VERSION = "66.0"
 _API_VERSION_FORM: Final = re.compile(r"[1-9][0-9]{1,2}\.0")
 #: The first version with replay (Streaming API Developer Guide, "Message Durability").
-MIN_API_VERSION: Final = 37
+MIN_API_VERSION = 37
 LOGGER = logging.getLogger(__name__)
-#: Where all clients get their jitter from: each of these has 2.5 KiB of state.
-_CHANCE: Final = random.Random()
+
+#: What a client's ``replay`` argument may be.
+ReplayParameter = ReplayOption | ReplayMarkerStorage | MutableMapping[str, Any] | None
 
 ClientT = TypeVar("ClientT", bound="Client")
+ResultT = TypeVar("ResultT")
 
 
 @unique
@@ -94,6 +99,21 @@ class ReplayMarkerStoragePolicy(Enum):
     #: When the application has processed it, inside ``async with client.replay_storage(message):``.
     #: If the program ends within the block, the message is delivered again: at least once.
     MANUAL = 2
+
+
+class Shown(Generic[ResultT]):
+    """A property that an instance may hide by an attribute of its own, which earlier releases allowed.
+
+    :param get: gives the value
+    """
+
+    def __init__(self, get: Callable[[Any], ResultT]) -> None:
+        self._get = get
+        self.__doc__ = get.__doc__
+
+    def __get__(self, instance: object | None, owner: type) -> ResultT:
+        """Give the value for *instance*."""
+        return cast(ResultT, self) if instance is None else self._get(instance)
 
 
 class Client(BaseClient):
@@ -125,7 +145,7 @@ class Client(BaseClient):
     :param json_dumps: serialises what is sent, to str or bytes
     :param json_loads: parses what is received, from str (or bytes, if it is orjson's)
     :param loop: ignored
-    :param api_version: the Salesforce API version, such as ``"60.0"``
+    :param api_version: the Salesforce API version, such as ``"60.0"``; None: :data:`API_VERSION`
     :param session_factory: called at each opening with ``cookie_jar=``; what it returns is used for
         all requests, owned and closed by the client. ``functools.partial(aiohttp.ClientSession,
         proxy=..., trust_env=True)`` gives proxies, connectors, tracing
@@ -136,47 +156,49 @@ class Client(BaseClient):
         for proxies that cut idle requests; None: its own choice, 110 on Salesforce
     :param observer: called with a :class:`~aiosfstream.ConnectionEvent` at every change of the
         connection; must not block; what it raises is logged
+    :param storage_timeout: seconds that one call of the replay storage may take before it counts as
+        failed; None: any time
+    :param max_response_size: bytes of the largest answer that is taken
+    :param allowed_hosts: host names that an instance URL may have, where a name that begins with a dot
+        stands for all hosts below it; None: any host
     :raises TypeError: if *authenticator* or *replay* is of no type that is understood
-    :raises ValueError: if *api_version* is malformed or older than 37.0
+    :raises ValueError: if *api_version* is malformed or older than 37.0, or a time or size is none
     """
-
-    #: Delays between attempts.
-    _retry_policy = RetryPolicy()
 
     def __init__(
         self,
         authenticator: AuthenticatorBase,
         *,
-        replay: ReplayOption
-        | ReplayMarkerStorage
-        | MutableMapping[str, Any]
-        | None = ReplayOption.NEW_EVENTS,
+        replay: ReplayParameter = ReplayOption.NEW_EVENTS,
         replay_fallback: ReplayOption | None = None,
         replay_storage_policy: ReplayMarkerStoragePolicy = ReplayMarkerStoragePolicy.AUTOMATIC,
         connection_timeout: float | None = 10.0,
         max_pending_count: int = 100,
-        json_dumps: _http.Dumper = json.dumps,
-        json_loads: _http.Loader = json.loads,
+        json_dumps: Dumper = json.dumps,
+        json_loads: Loader = json.loads,
         loop: asyncio.AbstractEventLoop | None = None,
-        api_version: str = API_VERSION,
+        api_version: str | None = None,
         session_factory: SessionFactory = aiohttp.ClientSession,
         ssl: SSLValidationMode | None = None,
         request_timeout: float = 15.0,
         poll_timeout: float | None = None,
         observer: Callable[[ConnectionEvent], None] | None = None,
+        storage_timeout: float | None = 10.0,
+        max_response_size: int = MAX_ANSWER_SIZE,
+        allowed_hosts: Collection[str] | None = None,
     ) -> None:
-        if not isinstance(authenticator, AuthenticatorBase):
-            raise TypeError(
-                "authenticator should be an instance of AuthenticatorBase, not"
-                f" {type(authenticator).__name__!r}"
-            )
-        storage = self.create_replay_storage(replay)
-        if storage is None:
-            raise TypeError(
-                f"{type(replay).__name__!r} is not a valid type for the replay parameter; it takes a"
-                " ReplayOption, a ReplayMarkerStorage, a mutable mapping or None"
-            )
-        _check_api_version(api_version)
+        _check_authenticator(authenticator)
+        storage = _storage_for(replay, self.create_replay_storage)
+        options = Options(
+            api_version=_checked_version(API_VERSION if api_version is None else api_version),
+            session_factory=session_factory,
+            request_timeout=_positive("request_timeout", request_timeout),
+            poll_timeout=_positive_or_none("poll_timeout", poll_timeout),
+            storage_timeout=_positive_or_none("storage_timeout", storage_timeout),
+            max_response_size=int(_positive("max_response_size", max_response_size)),
+            allowed_hosts=_checked_hosts(allowed_hosts),
+            report=LOG_ONLY if observer is None else Reporter(observer),
+        )
         if loop is not None:
             warnings.warn(
                 "the loop argument is ignored: a client uses the event loop that it is opened in",
@@ -187,27 +209,22 @@ class Client(BaseClient):
             authenticator.json_dumps = json_dumps
         if json_loads is not json.loads:
             authenticator.json_loads = json_loads
-        super().__init__(
-            connection_timeout=connection_timeout,
-            ssl=ssl,
-            max_pending_count=max_pending_count,
-            extensions=[storage],
-            auth=authenticator,
-            json_dumps=json_dumps,
-            json_loads=json_loads,
-            session_factory=session_factory,
-        )
-        self._replay_storage: ReplayMarkerStorage = storage
-        self._replay_storage_policy = replay_storage_policy
+        policy = Policy(self, storage, options)
+        POLICIES.put(self, policy)
+        with translate_errors_context():
+            super().__init__(
+                connection_timeout=_timeout_or_none("connection_timeout", connection_timeout),
+                ssl=ssl,
+                max_pending_count=max_pending_count,
+                extensions=[storage],
+                auth=authenticator,
+                json_dumps=json_dumps,
+                json_loads=json_loads,
+                owner=policy,
+            )
+        self.replay_storage_policy = replay_storage_policy
         #: Where to start a channel whose replay id is refused.
         self.replay_fallback = replay_fallback
-        self._api_version = api_version
-        self._request_timeout = request_timeout
-        self._poll_timeout = poll_timeout
-        self._report = LOG_ONLY if observer is None else Reporter(observer)
-        self._turn = Turn()
-        self._direct: Callable[[JsonObject], bool] | None = None
-        self._direct_is_known = False
         LOGGER.debug(
             "Client created with replay storage %r, replay fallback %r", storage, replay_fallback
         )
@@ -215,34 +232,46 @@ class Client(BaseClient):
     def __repr__(self) -> str:
         """Name what identifies the client; nothing secret."""
         return (
-            f"{type(self).__name__}({self.authenticator!r}, replay={self.replay_storage!r},"
-            f" replay_fallback={self.replay_fallback!r}, state={self.state.name})"
+            f"{type(self).__name__}({self.auth!r}, replay={self.replay_storage!r},"
+            f" replay_fallback={self.replay_fallback!r}, state={_state_of(self).name})"
         )
 
-    @property
+    @Shown
     def authenticator(self) -> AuthenticatorBase:
         """The authenticator; also found as ``auth``."""
-        return cast(AuthenticatorBase, self.auth)
+        return cast(AuthenticatorBase, cast(Client, self).auth)
+
+    @Shown
+    def state(self) -> TransportState:
+        """The state of the connection, for health checks.
+
+        ``CONNECTED``: the last connect was successful. ``CONNECTING``: opening, or recovering from a
+        loss. ``SERVER_DISCONNECTED``: the server has ended the session for good, ``receive()``
+        raises the reason. ``DISCONNECTING``, ``DISCONNECTED``: the client is being closed, or closed.
+        """
+        return _state_of(cast(Client, self))
 
     @property
     def replay_storage(self) -> ReplayMarkerStorage:
         """Where markers are read from and stored."""
-        return self._replay_storage
+        return policy_of(self).storage
 
     @replay_storage.setter
     def replay_storage(self, storage: ReplayMarkerStorage) -> None:
-        self._replay_storage = storage
-        self._forget_direct_store()
+        policy_of(self).storage = storage
 
     @property
     def replay_storage_policy(self) -> ReplayMarkerStoragePolicy:
         """When the marker of a message is stored."""
-        return self._replay_storage_policy
+        on_receipt = policy_of(self).stores_on_receipt
+        kinds = ReplayMarkerStoragePolicy
+        return kinds.AUTOMATIC if on_receipt else kinds.MANUAL
 
     @replay_storage_policy.setter
-    def replay_storage_policy(self, policy: ReplayMarkerStoragePolicy) -> None:
-        self._replay_storage_policy = policy
-        self._forget_direct_store()
+    def replay_storage_policy(self, storage_policy: ReplayMarkerStoragePolicy) -> None:
+        policy = policy_of(self)
+        policy.stores_on_receipt = storage_policy is ReplayMarkerStoragePolicy.AUTOMATIC
+        policy.forget_direct_store()
 
     @staticmethod
     def create_replay_storage(replay_param: object) -> ReplayMarkerStorage | None:
@@ -261,15 +290,23 @@ class Client(BaseClient):
             return MappingStorage(replay_param)
         return None
 
-    @staticmethod
-    def get_cometd_url(instance_url: str, api_version: str = API_VERSION) -> str:
-        """Give the URL of the CometD endpoint.
+    if TYPE_CHECKING:
+        # A subclass may override it as in earlier releases, without the second parameter.
+        @staticmethod
+        def get_cometd_url(instance_url: str, *args: Any, **kwargs: Any) -> str: ...
 
-        :param instance_url: the URL of the org's instance, with or without a slash at its end
-        :param api_version: the Salesforce API version
-        :return: ``instance_url/cometd/api_version``
-        """
-        return f"{instance_url.rstrip('/')}/{COMETD_PATH}/{api_version}"
+    else:
+
+        @staticmethod
+        def get_cometd_url(instance_url: str, api_version: str | None = None) -> str:
+            """Give the URL of the CometD endpoint.
+
+            :param instance_url: the URL of the org's instance, with or without a slash at its end
+            :param api_version: the Salesforce API version; None: :data:`API_VERSION`
+            :return: ``instance_url/cometd/api_version``
+            """
+            version = API_VERSION if api_version is None else api_version
+            return f"{instance_url.rstrip('/')}/{COMETD_PATH}/{version}"
 
     # Opening and closing
 
@@ -279,130 +316,69 @@ class Client(BaseClient):
 
         After any failure or cancellation everything is released, and it can be opened again.
 
-        :raises ClientInvalidOperation: if the client is open already
+        :raises ClientInvalidOperation: if the client is open already, or is closed meanwhile
         :raises AuthenticationError: if the credentials are refused, or the token endpoint cannot be
             reached or understood
         :raises ClientError: if the server does not offer long polling
         :raises TransportError: if the endpoint cannot be reached or understood
         :raises ServerError: if the handshake or the first connect is refused
+        :raises ReplayError: if the replay storage cannot be used, or belongs to another org
         """
-        self._begin_to_open()
-        authenticator = self.authenticator
-        try:
-            http_session = self._open_http_session()
-            LOGGER.debug("Authenticating using %r", authenticator)
-            with lend_session(http_session, self.ssl):
-                await authenticator.authenticate()
-            LOGGER.info("Successfully authenticated. Instance URL: %r", authenticator.instance_url)
-            self.url = self._endpoint()
-            await super().open()
-        except BaseException:
-            await self._release()
-            raise
-        finally:
-            self._is_opening = False
+        await super().open()
 
     @translate_errors
     async def close(self) -> None:
         """Disconnect from the server.
 
         Takes a few seconds at the most, whatever the server does, and may be called more than once
-        and while another task waits in :meth:`receive`. Messages that are pending can still be
-        received.
+        and while another task waits in :meth:`receive` or :meth:`open`. Messages that are pending can
+        still be received.
         """
         was_open = not self.closed
+        error = _end_of(self)
         await super().close()
         if was_open:
-            await self._flush_at_close()
-            self._report(ConnectionEvent(ConnectionEventKind.CLOSED))
-
-    async def _flush_at_close(self) -> None:
-        try:
-            await self._before_waiting()
-        except ReplayError as error:
-            LOGGER.error(
-                "Closed the client of %s, but the last replay markers could not be stored, so their events come"
-                " again: %s",
-                self.url,
-                error,
-            )
-
-    def _endpoint(self) -> str:
-        return self.get_cometd_url(self.authenticator.instance_url or "", self._api_version)
-
-    async def _log_in_again(self, refused: str | None) -> str:
-        """Get a token in place of a refused one.
-
-        :param refused: the ``Authorization`` header that was refused
-        :return: the endpoint, which the new token may have moved
-        """
-        assert self._http_session is not None
-        with lend_session(self._http_session, self.ssl):
-            await self.authenticator.reauthenticate(refused)
-        self.url = self._endpoint()
-        return self.url
-
-    def _make_transport(
-        self, mailbox: Mailbox, http_session: aiohttp.ClientSession
-    ) -> LongPollingTransport:
-        session = Session(
-            owner=self,
-            report=self._report,
-            policy=self._retry_policy,
-            rng=_CHANCE,
-            limit=mailbox.limit,
-            poll_timeout=self._poll_timeout,
-        )
-        dumps, loads = self._json
-        phase = self._request_timeout
-        settings = Settings(
-            owner=self,
-            auth=self.authenticator,
-            extensions=self.extensions or [],
-            before_poll=partial(flush, self._replay_storage)
-            if buffers(self._replay_storage)
-            else None,
-            report=self._report,
-            request_timeout=phase,
-            ssl=self.ssl,
-            json_dumps=dumps,
-            json_loads=loads,
-        )
-        attach(self._replay_storage, session.aliases, client=self)
-        return LongPollingTransport(self.url, session, mailbox, http_session, settings)
-
-    def _choose_fallback(self, channel: str, reply: JsonObject) -> Any:
-        return None if self.replay_fallback is None else _plain_id(self.replay_fallback)
-
-    def _overwrite_with(self, message: JsonObject) -> None:
-        overwrite_with(self._replay_storage, message)
+            policy = policy_of(self)
+            await _store_the_last(self, policy)
+            policy.options.report(ConnectionEvent(ConnectionEventKind.CLOSED, error=error))
 
     # Channels
 
-    @translate_errors
-    async def subscribe(
-        self, channel: str, *, replay: ReplayOption | ReplayMarker | int | str | None = None
-    ) -> None:
-        """Subscribe to *channel*.
+    if TYPE_CHECKING:
+        # A subclass may override it as in earlier releases, without the keyword.
+        def subscribe(
+            self, channel: str, *args: Any, **kwargs: Any
+        ) -> Coroutine[Any, Any, None]: ...
 
-        If the replay id is refused and there is a ``replay_fallback``, it starts from that.
+    else:
 
-        :param channel: the channel, such as ``/event/Low_Ink__e`` or ``/data/AccountChangeEvent``
-        :param replay: where this subscription starts, in place of what the client's ``replay`` says:
-            a :class:`~aiosfstream.ReplayOption`, or the replay id of the last event that is not
-            wanted any more
-        :raises ClientInvalidOperation: if the client is closed
-        :raises TransportError: if the request fails; what the server made of it is not known then
-        :raises ServerError: if the server refuses it
-        :raises AuthenticationError: if the session must be renewed and the credentials are refused
-        :raises ReplayError: if the marker cannot be read
-        """
-        self._check_open(f"subscribe to {channel}")
-        token = REPLAY.set(_plain_id(replay))
-        try:
-            await super().subscribe(channel)
-        finally:
-            REPLAY.reset(token)
+        @translate_errors
+        async def subscribe(
+            self, channel: str, *, replay: ReplayOption | ReplayMarker | int | str | None = None
+        ) -> None:
+            """Subscribe to *channel*.
+
+            If the replay id is refused and there is a ``replay_fallback``, it starts from that. A channel
+            that was lost since the client was opened goes on where it was.
+
+            :param channel: the channel, such as ``/event/Low_Ink__e`` or ``/data/AccountChangeEvent``
+            :param replay: where this subscription starts, in place of what the client's ``replay`` says:
+                a :class:`~aiosfstream.ReplayOption`, or the replay id of the last event that is not
+                wanted any more
+            :raises ClientInvalidOperation: if the client is closed
+            :raises ClientError: if *channel* is no name of a channel
+            :raises TransportError: if the request fails; what the server made of it is not known then
+            :raises ServerError: if the server refuses it
+            :raises AuthenticationError: if the session must be renewed and the credentials are refused
+            :raises ReplayError: if the marker cannot be read
+            """
+            if not self.closed:
+                _check_channel(channel, "Subscribing")
+            token = REPLAY.set(plain_id(replay))
+            try:
+                return await super().subscribe(channel)
+            finally:
+                REPLAY.reset(token)
 
     @translate_errors
     async def unsubscribe(self, channel: str) -> None:
@@ -413,8 +389,7 @@ class Client(BaseClient):
         :raises TransportError: if the request fails
         :raises ServerError: if the server refuses it
         """
-        self._check_open(f"unsubscribe from {channel}")
-        await super().unsubscribe(channel)
+        return await super().unsubscribe(channel)
 
     @translate_errors
     async def publish(self, channel: str, data: JsonObject) -> JsonObject:
@@ -427,19 +402,16 @@ class Client(BaseClient):
         :param data: what to publish
         :return: the server's reply
         :raises ClientInvalidOperation: if the client is closed
+        :raises ClientError: if *channel* is no name of a channel, or one of the protocol's own
         :raises TransportError: if the request fails, or *data* cannot be serialised
         :raises ServerError: if the server refuses it
         """
-        self._check_open(f"publish on {channel}")
+        if not self.closed:
+            _check_channel(channel, "Publishing")
         return await super().publish(channel, data)
-
-    def _check_open(self, what: str) -> None:
-        if self.closed:
-            raise ClientInvalidOperation(f"Cannot {what}: the client is closed. Open it first.")
 
     # Messages
 
-    @translate_errors
     async def receive(self) -> JsonObject:
         """Wait for the next message.
 
@@ -450,38 +422,29 @@ class Client(BaseClient):
         :raises ClientInvalidOperation: if the client is closed and nothing is pending
         :raises ServerError: if a channel cannot be resumed, which the error names; the others go on.
             If the server has ended the session for good; the client is closed then
-        :raises TransportError: if the endpoint answers in a way that no new attempt could mend; the
+        :raises TransportError: if the endpoint answers in a way that no other attempt could change; the
             client is closed then
         :raises TransportTimeoutError: if the connection is lost for longer than
             ``connection_timeout``; another call goes on waiting for it
         :raises AuthenticationError: if the credentials are refused; another call tries them again
         :raises ReplayError: if the marker cannot be stored; another call tries again
         """
-        turn = self._turn
-        if turn.taken:
-            await turn.wait()
-        turn.taken = True
+        policy, turn = policy_of(self), ENGINES.of(self).turn
+        await turn.take()
         try:
-            message = await super().receive()
-            if self._replay_storage_policy is ReplayMarkerStoragePolicy.AUTOMATIC:
-                await self._store_marker(message)
+            try:
+                message = await super().receive()
+            except ClientInvalidOperation:
+                raise_untold(self)
+                raise
+            if policy.stores_on_receipt:
+                await _store_or_put_back(self, policy, message)
             return message
+        except AiocometdException as error:
+            ours = translate(error)
+            raise ours from (None if ours is error else error)
         finally:
             turn.release()
-
-    async def _store_marker(self, message: JsonObject) -> None:
-        """Store the marker of *message*, or make it the next message again."""
-        try:
-            await store_marker(self._replay_storage, message)
-        except BaseException as error:
-            self._put_back(message)
-            if isinstance(error, ReplayError) or not isinstance(error, Exception):
-                raise
-            raise _storing_failed(message, error) from error
-
-    async def _before_waiting(self) -> None:
-        if buffers(self._replay_storage):
-            await flush(self._replay_storage)
 
     def __aiter__(self) -> AsyncIterator[JsonObject]:
         """Iterate over the messages until the client is closed.
@@ -492,98 +455,14 @@ class Client(BaseClient):
         :raises AuthenticationError: as :meth:`receive`
         :raises ReplayError: as :meth:`receive`
         """
-        return self._messages() if _iterates_plainly(type(self)) else super().__aiter__()
-
-    async def _messages(self) -> AsyncIterator[JsonObject]:  # noqa: C901
-        """Iterate like the inherited iterator, but take what is pending without its chain of calls.
-
-        That chain is open to subclasses, mix-ins and tests, so it is cut short only as long as none
-        of them takes part in it.
-        """
-        turn = self._turn
-        self._forget_direct_store()
-        plainly = not _receives_by_itself(self)
-        while True:
-            mailbox = self._mailbox
-            if (
-                plainly
-                and mailbox is not None
-                and not turn.taken
-                and (mailbox.items or await self._mail_comes(mailbox))
-            ):
-                store, items = self._direct_store(), mailbox.items
-                # A storage that commits in groups would have one group more for each stop.
-                surplus = 0 if buffers(self._replay_storage) else mailbox.surplus
-                for _ in repeat(None, surplus or len(items)):
-                    if (
-                        store is None
-                        # The application may change where markers go, or receive messages itself, meanwhile.
-                        or self._direct is not store
-                        or turn.taken
-                        or not items
-                        # An error, or what aiocometd would turn into one, goes the long way.
-                        or (message := items[0]).__class__ is not dict
-                        or "successful" in message
-                    ):
-                        break
-                    try:
-                        if not store(message):
-                            break
-                    except ReplayError:
-                        raise
-                    except Exception as error:
-                        raise _storing_failed(message, error) from error
-                    items.popleft()
-                    if mailbox.suspends is not None:
-                        mailbox.make_room()
-                    yield message
-                else:
-                    await _let_fetching_go_on(turns=2 if surplus else 0)
-                    continue
-                if not items:
-                    continue
-            try:
-                message = await self.receive()
-            except ClientInvalidOperation:
-                return
-            yield message
-
-    async def _mail_comes(self, mailbox: Mailbox) -> bool:
-        """Wait as :meth:`receive` does while all is well; say whether that was the case.
-
-        :raises ReplayError: if markers cannot be stored
-        """
-        self._turn.taken = True
-        try:
-            await self._before_waiting()
-            if not self._polling.connected:
-                return False
-            if not mailbox.items:
-                waiter = mailbox.waiter()
-                try:
-                    await waiter
-                except BaseException:
-                    mailbox.forget(waiter)
-                    raise
-            return True
-        finally:
-            self._turn.release()
-
-    def _direct_store(self) -> Callable[[JsonObject], bool] | None:
-        """Give what stores a marker without waiting, or None if messages must go the long way."""
-        if not self._direct_is_known:
-            manual = self._replay_storage_policy is ReplayMarkerStoragePolicy.MANUAL
-            self._direct = _store_nothing if manual else direct_store_of(self._replay_storage)
-            self._direct_is_known = True
-        return self._direct
-
-    def _forget_direct_store(self) -> None:
-        self._direct, self._direct_is_known = None, False
+        inherited = super().__aiter__()
+        if type(self).receive is Client.receive and receives_plainly(self):
+            return iterate(policy_of(self))
+        return _translated(inherited)
 
     async def __aenter__(self: ClientT) -> ClientT:
         """Open the client; raises what :meth:`open` raises."""
-        await super().__aenter__()
-        return self
+        return cast(ClientT, await super().__aenter__())
 
     async def __aexit__(
         self,
@@ -592,7 +471,24 @@ class Client(BaseClient):
         exc_tb: TracebackType | None,
     ) -> None:
         """Close the client."""
-        await super().__aexit__(exc_type, exc_val, exc_tb)  # type: ignore[arg-type]
+        return await super().__aexit__(exc_type, exc_val, exc_tb)  # type: ignore[arg-type]
+
+
+POLICIES: Final[Slot[Policy | None]] = Slot("policy", lambda: None)
+
+
+def policy_of(client: Client) -> Policy:
+    """Give the policy of a client.
+
+    :param client: the client
+    :raises ClientInvalidOperation: if it was made without its constructor
+    """
+    policy = POLICIES.of(client)
+    if policy is None:
+        raise ClientInvalidOperation(
+            f"{type(client).__name__} was made without its constructor: call super().__init__() in its own"
+        )
+    return policy
 
 
 class ClientOptions(TypedDict, total=False):
@@ -604,20 +500,23 @@ class ClientOptions(TypedDict, total=False):
     Each has the meaning and the default that it has there.
     """
 
-    replay: ReplayOption | ReplayMarkerStorage | MutableMapping[str, Any] | None
+    replay: ReplayParameter
     replay_fallback: ReplayOption | None
     replay_storage_policy: ReplayMarkerStoragePolicy
     connection_timeout: float | None
     max_pending_count: int
-    json_dumps: _http.Dumper
-    json_loads: _http.Loader
+    json_dumps: Dumper
+    json_loads: Loader
     loop: asyncio.AbstractEventLoop | None
-    api_version: str
+    api_version: str | None
     session_factory: SessionFactory
     ssl: SSLValidationMode | None
     request_timeout: float
     poll_timeout: float | None
     observer: Callable[[ConnectionEvent], None] | None
+    storage_timeout: float | None
+    max_response_size: int
+    allowed_hosts: Collection[str] | None
 
 
 class SalesforceStreamingClient(Client):
@@ -626,7 +525,7 @@ class SalesforceStreamingClient(Client):
     :param consumer_key: the consumer key of the connected app
     :param consumer_secret: its consumer secret
     :param username: the user
-    :param password: the password, with the security token behind it where one is needed
+    :param password: the password, followed by the security token where one is needed
     :param sandbox: whether to log in at test.salesforce.com
     :param login_url: a My Domain or Experience Cloud URL to log in at instead
     :param options: every keyword of :class:`Client`
@@ -650,51 +549,84 @@ class SalesforceStreamingClient(Client):
         super().__init__(authenticator, **options)
 
 
-def _iterates_plainly(cls: type[Client]) -> bool:
-    """Say whether nobody has put anything of their own into the path of a message."""
-    return (
-        cls.receive is Client.receive
-        and cls.__aiter__ is Client.__aiter__
-        and receives_plainly(cls)
-    )
+def _state_of(client: Client) -> TransportState:
+    transport = transport_of(client)
+    if transport is None or (client.closed and ENGINES.of(client).opener is None):
+        return TransportState.DISCONNECTED
+    return transport.state
 
 
-#: What a test may put into a client's own dictionary to take part in receiving.
-_RECEIVING: Final = ("receive", "_get_message", "_verify_response")
+def _end_of(client: Client) -> Exception | None:
+    """Give why the session has ended for good, if it has."""
+    transport = transport_of(client)
+    return None if transport is None else transport.stop_error
 
 
-def _receives_by_itself(client: Client) -> bool:
-    """Say whether a part of receiving was replaced for this one client."""
-    # Not by way of its __dict__, which stays in memory once somebody has asked for it.
-    return any(
-        getattr(getattr(client, name), "__func__", None) is not getattr(Client, name)
-        for name in _RECEIVING
-    )
+async def _store_the_last(client: Client, policy: Policy) -> None:
+    try:
+        await policy.before_waiting()
+    except ReplayError as error:
+        LOGGER.error(
+            "Closed the client of %s, but the last replay markers could not be stored, so their events come"
+            " again: %s",
+            client.url,
+            error,
+        )
 
 
-def _store_nothing(_message: JsonObject) -> bool:
-    return True
+async def _store_or_put_back(client: Client, policy: Policy, message: JsonObject) -> None:
+    """Store the marker of *message*, or make it the next message again."""
+    try:
+        await policy.store(message)
+    except BaseException:
+        mailbox = policy.mailbox
+        if mailbox is not None:
+            mailbox.put_back(message)
+        raise
 
 
-async def _let_fetching_go_on(turns: int) -> None:
-    """Have the next request sent, so that the server is at work while more messages are handed over.
-
-    :param turns: of the event loop; it is made in the first, and before Python 3.12 aiohttp writes it in the
-        second
-    """
-    for _ in range(turns):
-        await asyncio.sleep(0)
-
-
-def _storing_failed(message: JsonObject, error: Exception) -> ReplayError:
-    return ReplayError(
-        f"The replay marker of a message on {message.get('channel')} could not be stored:"
-        f" {type(error).__name__}: {error!s:.300};"
-        " the next receive() gives this message again"
-    )
+async def _translated(messages: AsyncIterator[JsonObject]) -> AsyncIterator[JsonObject]:
+    """Iterate over what a mix-in or a test gives, with its errors as ours."""
+    try:
+        async for message in messages:
+            yield message
+    except AiocometdException as error:
+        ours = translate(error)
+        raise ours from (None if ours is error else error)
 
 
-def _check_api_version(api_version: str) -> None:
+def _check_authenticator(authenticator: object) -> None:
+    if not isinstance(authenticator, AuthenticatorBase):
+        raise TypeError(
+            "authenticator should be an instance of AuthenticatorBase, not"
+            f" {type(authenticator).__name__!r}"
+        )
+
+
+def _storage_for(
+    replay: object, create: Callable[[object], ReplayMarkerStorage | None]
+) -> ReplayMarkerStorage:
+    storage = create(replay)
+    if storage is None:
+        raise TypeError(
+            f"{type(replay).__name__!r} is not a valid type for the replay parameter; it takes a"
+            " ReplayOption, a ReplayMarkerStorage, a mutable mapping or None"
+        )
+    return storage
+
+
+def _check_channel(channel: object, what: str) -> None:
+    if not isinstance(channel, str) or not channel.startswith("/") or channel == "/":
+        raise ClientError(
+            f"{what} needs the name of a channel, such as '/event/Low_Ink__e', not {channel!r:.200}"
+        )
+    if channel.startswith("/meta/"):
+        raise ClientError(
+            f"{what} on {channel:.200} is not possible: that channel belongs to the protocol; use the client's methods"
+        )
+
+
+def _checked_version(api_version: str) -> str:
     if not isinstance(api_version, str) or not _API_VERSION_FORM.fullmatch(api_version):
         raise ValueError(
             f"api_version should be a text such as {API_VERSION!r}, not {api_version!r}"
@@ -703,11 +635,34 @@ def _check_api_version(api_version: str) -> None:
         raise ValueError(
             f"api_version {api_version} is too old: replay needs {MIN_API_VERSION}.0, and older ones are retired"
         )
+    return api_version
 
 
-def _plain_id(replay: Any) -> Any:
-    """Give what is sent for a replay option, a marker or a replay id."""
-    if isinstance(replay, ReplayMarker):
-        return replay.replay_id
-    # An enum's value is what every JSON function can serialise.
-    return int(replay) if isinstance(replay, ReplayOption) else replay
+def _checked_hosts(hosts: Collection[str] | None) -> Collection[str] | None:
+    if isinstance(hosts, str):
+        raise TypeError(f"allowed_hosts should be a collection of host names, not the text {hosts!r}")
+    return hosts
+
+
+def _positive(name: str, value: float) -> float:
+    if not _is_number(value) or not value > 0 or math.isinf(value):
+        raise ValueError(f"{name} should be a number above 0, not {value!r}")
+    return value
+
+
+def _positive_or_none(name: str, value: float | None) -> float | None:
+    if value is None:
+        return None
+    if not _is_number(value) or not value > 0 or math.isinf(value):
+        raise ValueError(f"{name} should be a number of seconds above 0 or None, not {value!r}")
+    return value
+
+
+def _timeout_or_none(name: str, value: float | None) -> float | None:
+    if value is not None and (not _is_number(value) or not value >= 0):
+        raise ValueError(f"{name} should be a number of seconds, or 0 or None for ever, not {value!r}")
+    return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

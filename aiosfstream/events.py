@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
-__all__ = ["ConnectionEvent", "ConnectionEventKind"]
+__all__ = ["LOG_ONLY", "ConnectionEvent", "ConnectionEventKind", "Reporter"]
+
+LOGGER = logging.getLogger("aiosfstream.client")
 
 
 class ConnectionEventKind(str, Enum):
@@ -58,3 +63,80 @@ class ConnectionEvent:
     attempt: int = 0
     delay: float | None = None
     replay_id: Any = None
+
+
+#: Level and text of the log record of each kind of event. INFO is routine; WARNING may need a look.
+_RECORDS: Final = {
+    ConnectionEventKind.CONNECTED: (logging.INFO, "Connected"),
+    ConnectionEventKind.CONNECTION_LOST: (logging.INFO, "Connection lost, recovering: {error}"),
+    ConnectionEventKind.RETRYING: (
+        logging.INFO,
+        "Trying again in {delay:.1f} s after {attempt} failures, the last: {error}",
+    ),
+    ConnectionEventKind.REAUTHENTICATED: (logging.INFO, "Logged in again, a new session follows"),
+    ConnectionEventKind.AUTHENTICATION_FAILED: (
+        logging.ERROR,
+        "Logging in again failed; receive() raises this, and the next receive() tries again: {error}",
+    ),
+    ConnectionEventKind.STORAGE_FAILED: (
+        logging.ERROR,
+        "The replay storage fails; receive() raises this, and the next receive() tries again: {error}",
+    ),
+    ConnectionEventKind.SESSION_RENEWED: (logging.INFO, "The session has been renewed"),
+    ConnectionEventKind.CHANNEL_RESUMED: (
+        logging.INFO,
+        "Channel {channel} is subscribed again from replay id {replay_id!r}",
+    ),
+    ConnectionEventKind.FALLBACK_USED: (
+        logging.WARNING,
+        "The replay id of channel {channel} was refused, subscribing from the fallback {replay_id!r}"
+        " instead: {error}",
+    ),
+    ConnectionEventKind.CHANNEL_LOST: (
+        logging.ERROR,
+        "Channel {channel} cannot be resumed and is given up; receive() raises this: {error}",
+    ),
+    ConnectionEventKind.FETCHING_SUSPENDED: (
+        logging.DEBUG,
+        "Fetching is suspended until pending messages are received",
+    ),
+    ConnectionEventKind.FETCHING_RESUMED: (logging.DEBUG, "Fetching goes on"),
+    ConnectionEventKind.CLOSED: (logging.INFO, "Closed"),
+}
+
+
+_ENDED: Final = (
+    "Closed, because the session has ended for good; open the client again once the cause is gone: {error}"
+)
+
+
+class Reporter:
+    """Logs events and hands them to the observer.
+
+    :param observer: the application's callable, or None
+    """
+
+    def __init__(self, observer: Callable[[ConnectionEvent], None] | None) -> None:
+        self._observer = observer
+
+    def __call__(self, event: ConnectionEvent) -> None:
+        """Report *event*. What the observer raises is logged and goes no further."""
+        level, text = _RECORDS[event.kind]
+        if event.kind is ConnectionEventKind.CLOSED and event.error is not None:
+            level, text = logging.ERROR, _ENDED
+        if LOGGER.isEnabledFor(level):
+            LOGGER.log(level, "%s", text.format(**vars(event)))
+        if self._observer is None:
+            return
+        try:
+            self._observer(event)
+        except (Exception, asyncio.CancelledError):
+            # Nobody can have cancelled what does not wait.
+            LOGGER.exception(
+                "The observer failed for %s; the connection is not affected, correct the observer",
+                event.kind.value,
+            )
+
+
+#: For the clients without an observer, of which there may be thousands.
+LOG_ONLY: Final = Reporter(None)

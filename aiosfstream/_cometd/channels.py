@@ -102,6 +102,8 @@ class Channels:
         self.subscriptions: dict[str, Subscription] = {}
         #: Delivered channel -> subscribed key, where they differ.
         self.aliases: dict[str, str] = {}
+        #: The keys of all channels that have been subscribed.
+        self.keys: set[str] = set()
         self._active: dict[str, Subscription] = {}
         # What was given up by the server: a new subscription goes on there.
         self._given_up: dict[str, Subscription] = {}
@@ -130,6 +132,7 @@ class Channels:
             subscription.stamp = subscription.start = lost.resume
             subscription.seen = lost.seen
         self._active[channel] = subscription
+        self.keys.add(subscription.key)
         self._index()
         return subscription
 

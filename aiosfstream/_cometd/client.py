@@ -14,16 +14,21 @@ This is the only module that uses names of aiocometd with an underscore. They ar
     whether somebody has put something else in its place.
 ``Client._transport``, ``Client._incoming_queue``, ``Client._closed``
     the state that the inherited methods and properties read.
-``Client._connection_types``, ``Client._max_pending_count``, ``Client._json_dumps``, ``Client._json_loads``
+``Client._max_pending_count``, ``Client._json_dumps``, ``Client._json_loads``
     what the constructor was given.
+
+The package's own state is in an :class:`Engine`, which hangs on the client where no subclass can take
+its place by accident.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
-from typing import Any, Final, cast
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, Protocol, cast
+from weakref import WeakKeyDictionary
 
 import aiohttp
 from aiocometd.client import Client as CometdClient
@@ -32,10 +37,13 @@ from aiocometd.extensions import AuthExtension, Extension
 from aiocometd.transports.abc import Transport
 from aiocometd.typing import JsonObject, SSLValidationMode
 
-from .._http import post as _http
+from .._http.bodies import Dumper, Loader
 from .._http.cookies import CookieJar
+from .._internals import Slot
 from ..exceptions import ClientError, ClientInvalidOperation
-from .mailbox import Mailbox
+from . import tasks
+from .mailbox import Mailbox, Signal, Turn
+from .session import Host
 from .transport import LongPollingTransport
 
 LOGGER = logging.getLogger("aiosfstream.client")
@@ -46,6 +54,8 @@ SessionFactory = Callable[..., aiohttp.ClientSession]
 #: Seconds that closing the HTTP session may take.
 RELEASE_TIMEOUT: Final = 2.0
 
+_LONG_POLLING: Final[str] = ConnectionType.LONG_POLLING.value
+
 
 class NoLoop:
     """Stands in for the event loop that aiocometd's constructor would otherwise look for.
@@ -55,9 +65,76 @@ class NoLoop:
     """
 
 
-_LONG_POLLING: Final[str] = ConnectionType.LONG_POLLING.value
-_CONNECTION_TYPES: Final = [ConnectionType.LONG_POLLING]
-_NO_LOOP: Final = cast(asyncio.AbstractEventLoop, NoLoop())
+class Owner(Host, Protocol):
+    """Whose engine it is."""
+
+    def make_http_session(self) -> aiohttp.ClientSession:
+        """Make the HTTP session of a client that is being opened."""
+
+    def make_transport(
+        self, url: str, mailbox: Mailbox, http_session: aiohttp.ClientSession
+    ) -> LongPollingTransport:
+        """Make the transport of a session that is about to begin."""
+
+    async def before_waiting(self) -> None:
+        """Do what should be done before ``receive()`` waits for the server."""
+
+
+class Engine:
+    """What a client has besides what aiocometd's has.
+
+    :ivar owner: whose it is
+    :ivar turn: of those that take messages
+    :ivar http_session: what requests are sent with while the client is open
+    :ivar opener: the task that opens the client, while it does
+    :ivar untold: why the session has ended, until the application has been told
+    """
+
+    def __init__(self) -> None:
+        self.owner: Owner | None = None
+        self.turn = Turn()
+        self.http_session: aiohttp.ClientSession | None = None
+        self.opener: asyncio.Task[Any] | None = None
+        self.untold: Exception | None = None
+        self._opened = Signal()
+        self._is_closing = False
+
+    @contextmanager
+    def opening(self, url: str) -> Iterator[None]:
+        """Note that the current task opens the client, so that :meth:`stop_opening` can end it.
+
+        :param url: the server's URL, for the errors
+        """
+        self.opener = asyncio.current_task()
+        self._is_closing = False
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self._is_closing or self.opener is None:
+                raise
+            tasks.take_back(self.opener)
+            if tasks.is_cancelled():
+                raise
+            raise ClientInvalidOperation(
+                f"The client of {url or 'no server yet'} was closed while it was being opened; open it again"
+            ) from None
+        finally:
+            self.opener = None
+            self._opened.wake()
+
+    async def stop_opening(self) -> None:
+        """End the opening that another task has begun."""
+        if self.opener is not None and self.opener is not asyncio.current_task():
+            self._is_closing = True
+            self.opener.cancel()
+            while self.opener is not None:
+                await self._opened.changed()
+
+
+ENGINES: Final = Slot("engine", Engine)
+
+#: How many open clients share a connector.
+_SHARING: Final[WeakKeyDictionary[aiohttp.BaseConnector, int]] = WeakKeyDictionary()
 
 
 class BaseClient(CometdClient):
@@ -71,10 +148,11 @@ class BaseClient(CometdClient):
         max_pending_count: int,
         extensions: list[Extension],
         auth: AuthExtension,
-        json_dumps: _http.Dumper,
-        json_loads: _http.Loader,
-        session_factory: SessionFactory,
+        json_dumps: Dumper,
+        json_loads: Loader,
+        owner: Owner,
     ) -> None:
+        ENGINES.of(self).owner = owner
         super().__init__(
             "",
             ConnectionType.LONG_POLLING,
@@ -86,86 +164,62 @@ class BaseClient(CometdClient):
             auth=auth,
             json_dumps=cast("Callable[[JsonObject], str]", json_dumps),
             json_loads=json_loads,
-            loop=_NO_LOOP,
+            loop=cast(asyncio.AbstractEventLoop, NoLoop()),
         )
-        # One list for all clients, of which there may be thousands. Nothing changes it.
-        self._connection_types = _CONNECTION_TYPES
-        self._session_factory = session_factory
-        self._http_session: aiohttp.ClientSession | None = None
-        self._is_opening = False
-
-    def _make_transport(self, mailbox: Mailbox, http_session: aiohttp.ClientSession) -> Transport:
-        """Make the transport of a session that is about to be opened."""
-        raise NotImplementedError
-
-    async def _before_waiting(self) -> None:
-        """Do what should be done before ``receive()`` waits for the server."""
-
-    @property
-    def _json(self) -> tuple[_http.Dumper, _http.Loader]:
-        """The JSON functions that the constructor was given."""
-        return self._json_dumps, self._json_loads
-
-    @property
-    def _mailbox(self) -> Mailbox | None:
-        return cast("Mailbox | None", self._incoming_queue)
-
-    @property
-    def _polling(self) -> LongPollingTransport:
-        return cast(LongPollingTransport, self._transport)
 
     @property
     def connection_type(self) -> ConnectionType | None:
         """``ConnectionType.LONG_POLLING`` while the client is open, otherwise None."""
         return None if self.closed else super().connection_type
 
-    @property
-    def state(self) -> TransportState:
-        """The state of the connection, for health checks.
+    # Opening and closing
 
-        ``CONNECTED``: the last connect was successful. ``CONNECTING``: opening, or recovering from a
-        loss. ``SERVER_DISCONNECTED``: the server has ended the session for good, ``receive()``
-        raises the reason. ``DISCONNECTING``, ``DISCONNECTED``: the client is being closed, or closed.
-        """
-        if self._transport is None or (self.closed and not self._is_opening):
-            return TransportState.DISCONNECTED
-        return self._transport.state
-
-    def _begin_to_open(self) -> None:
-        if not self.closed or self._is_opening:
+    async def open(self) -> None:
+        """Log in and connect; whatever goes wrong, nothing stays behind."""
+        engine = ENGINES.of(self)
+        if not self.closed:
+            # aiocometd's own error.
+            await super().open()
+        if engine.opener is not None:
             raise ClientInvalidOperation(
-                f"Client is already open, with {self.url or 'no server yet'}: close it before it is opened again."
+                f"Client is already being opened, with {self.url or 'no server yet'}: open it once."
             )
-        self._is_opening = True
+        with engine.opening(self.url):
+            try:
+                await _prepare(self, engine)
+                await super().open()
+            except BaseException:
+                await _release(self, engine)
+                raise
 
-    def _open_http_session(self) -> aiohttp.ClientSession:
-        self._discard_messages()
-        self._http_session = self._session_factory(cookie_jar=CookieJar())
-        return self._http_session
+    async def close(self) -> None:
+        """Disconnect from the server and release everything, in a few seconds at the most."""
+        engine = ENGINES.of(self)
+        await engine.stop_opening()
+        transport = transport_of(self)
+        if transport is not None and not transport.is_alive:
+            # Its event loop has ended, and with it whatever could be told to the server.
+            self._closed = True
+        try:
+            await super().close()
+        finally:
+            await _release(self, engine)
 
-    def _discard_messages(self) -> None:
-        if self.has_pending_messages:
-            LOGGER.warning(
-                "Opening anew, after %s: %d messages that were not received are dropped; receive what is"
-                " pending before the client is opened again",
-                self.url,
-                self.pending_count,
-            )
-        if self._mailbox is not None:
-            self._mailbox.discard()
-        self._incoming_queue = None
-        self._transport = None
+    # What aiocometd's methods call
 
     async def _negotiate_transport(self) -> Transport:
         """Shake hands with the server.
 
         :raises ClientError: if the server does not offer long polling
         """
-        assert self._http_session is not None
+        engine = ENGINES.of(self)
+        assert engine.owner is not None
+        assert engine.http_session is not None
         mailbox = Mailbox(self._max_pending_count)
         self._incoming_queue = cast("asyncio.Queue[JsonObject]", mailbox)
-        transport = self._transport = self._make_transport(mailbox, self._http_session)
-        response = await transport.handshake(self._connection_types)
+        transport = engine.owner.make_transport(self.url, mailbox, engine.http_session)
+        self._transport = transport
+        response = await transport.handshake([ConnectionType.LONG_POLLING])
         self._verify_response(response)
         offered = response.get("supportedConnectionTypes", [_LONG_POLLING])
         if not isinstance(offered, list) or _LONG_POLLING not in offered:
@@ -181,113 +235,175 @@ class BaseClient(CometdClient):
         :param connection_timeout: seconds that the connection may be lost
         :raises Exception: what stands next in the mailbox or has ended the session
         """
-        mailbox, transport = self._mailbox, self._polling
+        mailbox = mailbox_of(self)
         assert mailbox is not None
-        while True:
-            message = mailbox.take()
-            if message is not None:
-                return message
-            await self._before_waiting()
-            if mailbox:
-                continue
-            if mailbox.closed:
-                raise ClientInvalidOperation(
-                    f"The client of {self.url} is closed and there are no pending messages. Open it again to"
-                    " receive more."
-                )
-            await self._check_server_disconnected()
-            transport.try_again()
-            await mailbox.changed(self._time_left(transport, connection_timeout))
-
-    @staticmethod
-    def _time_left(
-        transport: LongPollingTransport, connection_timeout: float | None
-    ) -> float | None:
-        deadline = transport.loss_deadline(connection_timeout)
-        if deadline is None:
-            return None
-        left = deadline - asyncio.get_running_loop().time()
-        if left <= 0:
-            raise transport.loss_error()
-        return left
+        message = mailbox.take()
+        return await _wait_for_message(self, mailbox, connection_timeout) if message is None else message
 
     async def _check_server_disconnected(self) -> None:
         """Close the client and raise the reason if the session has ended for good."""
-        transport = self._transport
+        transport = transport_of(self)
         if transport is not None and transport.state is TransportState.SERVER_DISCONNECTED:
-            error = self._polling.stop_error
+            engine = ENGINES.of(self)
+            # Told by the next call, should this one be cancelled.
+            engine.untold = transport.stop_error
             await self.close()
-            assert error is not None
-            raise error
-
-    def _put_back(self, message: JsonObject) -> None:
-        """Make *message* the next one again."""
-        if self._mailbox is not None:
-            self._mailbox.put_back(message)
-
-    async def close(self) -> None:
-        """Disconnect from the server and release everything, in a few seconds at the most."""
-        if self.closed:
-            return
-        try:
-            await super().close()
-        finally:
-            await self._release()
-
-    async def _release(self) -> None:
-        """End what is left, even while this task is being cancelled."""
-        http_session, self._http_session = self._http_session, None
-        transport = cast("LongPollingTransport | None", self._transport)
-        if transport is not None:
-            transport.abort()
-        if http_session is not None:
-            await uninterrupted(self._finish(transport, http_session))
-
-    @staticmethod
-    async def _finish(
-        transport: LongPollingTransport | None, http_session: aiohttp.ClientSession
-    ) -> None:
-        if transport is not None:
-            await transport.end_tasks()
-        await asyncio.wait_for(http_session.close(), RELEASE_TIMEOUT)
+            raise_untold(self)
 
 
-_PLAIN_RECEIVE: Final = CometdClient.receive
-_PLAIN_ITER: Final = CometdClient.__aiter__
-_PLAIN_VERIFY: Final = CometdClient._verify_response
+def mailbox_of(client: CometdClient) -> Mailbox | None:
+    """Give what a client has fetched; None if it was never opened.
+
+    :param client: the client
+    """
+    return cast("Mailbox | None", client._incoming_queue)
 
 
-def receives_plainly(cls: type[BaseClient]) -> bool:
+def transport_of(client: CometdClient) -> LongPollingTransport | None:
+    """Give the transport of a client; None if it was never opened.
+
+    :param client: the client
+    """
+    return cast("LongPollingTransport | None", client._transport)
+
+
+def json_functions_of(client: CometdClient) -> tuple[Dumper, Loader]:
+    """Give the JSON functions that a client's constructor was given.
+
+    :param client: the client
+    """
+    return client._json_dumps, client._json_loads
+
+
+def raise_untold(client: BaseClient) -> None:
+    """Raise why the session has ended, if the application has not been told yet.
+
+    :param client: the client
+    """
+    engine = ENGINES.of(client)
+    error, engine.untold = engine.untold, None
+    if error is not None:
+        raise error
+
+
+def receives_plainly(client: BaseClient) -> bool:
     """Say whether the inherited way of receiving is what it was when this module was imported.
 
-    :param cls: the class of a client
+    :param client: the client
     :return: False if a subclass, a mix-in or a test has replaced a part of it
     """
+    cls = type(client)
     return (
         cls._get_message is BaseClient._get_message
         and cls._verify_response is _PLAIN_VERIFY
         # A mix-in stands between this package's client and aiocometd's.
         and super(BaseClient, cls).receive is _PLAIN_RECEIVE
         and super(BaseClient, cls).__aiter__ is _PLAIN_ITER
+        and _RECEIVING.isdisjoint(vars(client))
     )
 
 
-async def uninterrupted(clean_up: Coroutine[Any, Any, None]) -> None:
-    """Run *clean_up* to its end, and only then go on with a cancellation that came meanwhile.
+_PLAIN_RECEIVE: Final = CometdClient.receive
+_PLAIN_ITER: Final = CometdClient.__aiter__
+_PLAIN_VERIFY: Final = CometdClient._verify_response
+#: What may be replaced for one client to take part in receiving.
+_RECEIVING: Final = {"receive", "_get_message", "_verify_response"}
 
-    :param clean_up: a coroutine that takes a short, bounded time
-    :raises asyncio.CancelledError: if the calling task was cancelled meanwhile
-    """
-    task = asyncio.ensure_future(clean_up)
-    cancelled = False
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError:
-            cancelled = True
-    if not task.cancelled() and task.exception() is not None:
+
+async def _prepare(client: BaseClient, engine: Engine) -> None:
+    """Make the HTTP session, log in and learn the URL."""
+    assert engine.owner is not None
+    _discard_messages(client)
+    engine.untold = None
+    engine.turn = Turn()
+    engine.http_session = engine.owner.make_http_session()
+    _count_sharing(engine.http_session, 1)
+    client.url = await engine.owner.log_in(None)
+
+
+def _discard_messages(client: BaseClient) -> None:
+    if client.has_pending_messages:
         LOGGER.warning(
-            "Could not release everything, what is left needs no care: %r", task.exception()
+            "Opening anew, after %s: %d messages that were not received are dropped; receive what is"
+            " pending before the client is opened again",
+            client.url,
+            client.pending_count,
         )
-    if cancelled:
-        raise asyncio.CancelledError
+    mailbox = mailbox_of(client)
+    if mailbox is not None:
+        mailbox.discard()
+    client._incoming_queue = client._transport = None
+
+
+async def _release(client: BaseClient, engine: Engine) -> None:
+    """End what is left, even while this task is being cancelled."""
+    http_session, engine.http_session = engine.http_session, None
+    transport = transport_of(client)
+    if transport is not None and transport.is_alive:
+        transport.abort()
+    if http_session is None:
+        return
+    _count_sharing(http_session, -1)
+    error = await tasks.uninterrupted(_finish(transport, http_session))
+    if error is not None and (transport is None or transport.is_alive):
+        LOGGER.warning("Could not release everything, what is left needs no care: %r", error)
+
+
+async def _finish(
+    transport: LongPollingTransport | None, http_session: aiohttp.ClientSession
+) -> None:
+    if transport is not None and transport.is_alive:
+        await transport.end_tasks()
+    await asyncio.wait_for(http_session.close(), RELEASE_TIMEOUT)
+
+
+def _count_sharing(http_session: aiohttp.ClientSession, change: int) -> None:
+    """Warn when the held connects of clients that share a connector use up its limit."""
+    connector = http_session.connector
+    if connector is None or http_session.connector_owner:
+        return
+    _SHARING[connector] = count = max(_SHARING.get(connector, 0) + change, 0)
+    limits = [limit for limit in (connector.limit, connector.limit_per_host) if limit]
+    if change > 0 and limits and count >= min(limits):
+        LOGGER.warning(
+            "%d open clients share a connector that allows %d connections: each of them holds one, so"
+            " requests wait for one another; give each client its own connector, or raise limit and"
+            " limit_per_host",
+            count,
+            min(limits),
+        )
+
+
+async def _wait_for_message(
+    client: BaseClient, mailbox: Mailbox, connection_timeout: float | None
+) -> JsonObject:
+    engine, transport = ENGINES.of(client), transport_of(client)
+    assert engine.owner is not None
+    while True:
+        await engine.owner.before_waiting()
+        message = mailbox.take()
+        if message is not None:
+            return message
+        if mailbox.closed:
+            raise ClientInvalidOperation(
+                f"The client of {client.url} is closed and there are no pending messages. Open it again to"
+                " receive more."
+            )
+        if transport is None or not transport.is_alive:
+            raise ClientInvalidOperation(
+                f"The event loop that the client of {client.url} was opened in has ended: close the client and"
+                " open it again"
+            )
+        await client._check_server_disconnected()
+        transport.try_again()
+        await mailbox.changed(_time_left(transport, connection_timeout))
+
+
+def _time_left(transport: LongPollingTransport, connection_timeout: float | None) -> float | None:
+    deadline = transport.loss_deadline(connection_timeout)
+    if deadline is None:
+        return None
+    left = deadline - asyncio.get_running_loop().time()
+    if left <= 0:
+        raise transport.loss_error()
+    return left

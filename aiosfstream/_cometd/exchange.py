@@ -12,7 +12,9 @@ from aiocometd.extensions import AuthExtension, Extension
 from aiocometd.typing import JsonObject, SSLValidationMode
 
 from .._http.bodies import Dumper, Loader, dump_json
-from .._http.post import Answer, Failure, Trouble, post
+from .._http.deadline import limits_for
+from .._http.failures import Answer, Failure, Trouble
+from .._http.post import post
 from ..events import ConnectionEvent
 from ..exceptions import (
     AiosfstreamException,
@@ -24,7 +26,6 @@ from ..exceptions import (
 from .channels import Subscription, Ticket
 from .mailbox import Mailbox
 from .messages import CONNECT, MAX_HOLD, bayeux_messages, is_event
-from .salesforce import as_limit
 from .session import Host, Session
 
 LOGGER = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class Settings(NamedTuple):
 
     :ivar host: whom to ask
     :ivar auth: puts the token into requests
-    :ivar extensions: run on every message, in this order, before *auth*
+    :ivar extensions: gives those that run on every message, in this order, before *auth*
     :ivar before_poll: awaited before each connect, or None
     :ivar report: called with every event that an observer should know of
     :ivar request_timeout: seconds for each phase of a request
@@ -53,7 +54,7 @@ class Settings(NamedTuple):
 
     host: Host
     auth: AuthExtension
-    extensions: list[Extension]
+    extensions: Callable[[], list[Extension]]
     before_poll: Callable[[], Awaitable[None]] | None
     report: Callable[[ConnectionEvent], None]
     request_timeout: float
@@ -131,7 +132,7 @@ class Exchange:
             messages = await self._understood(answer, headers)
         finally:
             if messages is None or isinstance(messages, Failure):
-                lost = messages is None or messages.trouble is Trouble.LOST
+                lost = messages is None or messages.trouble in (Trouble.LOST, Trouble.UNREADABLE)
                 self._session.abandon(ticket, lost=lost)
         if isinstance(messages, Failure):
             return messages, 0
@@ -143,7 +144,7 @@ class Exchange:
         self, payload: list[JsonObject], headers: dict[str, str], subscription: Subscription | None
     ) -> None:
         known = subscription is not None and subscription.stamp is not None
-        for extension in self._settings.extensions:
+        for extension in self._settings.extensions():
             try:
                 await extension.outgoing(payload, headers)
             except ReplayError as error:
@@ -196,10 +197,9 @@ class Exchange:
                 self.url,
                 body,
                 headers,
-                phase=settings.request_timeout,
-                hold=hold,
-                max_size=settings.max_response_size,
+                limits=limits_for(settings.request_timeout, hold),
                 ssl=settings.ssl,
+                max_size=settings.max_response_size,
                 repeatable=not connecting,
                 started=self._note_answer if connecting else None,
             )
@@ -221,9 +221,9 @@ class Exchange:
         authorization = headers.get("Authorization", "")
         messages = bayeux_messages(answer, self._settings.json_loads, authorization)
         if isinstance(messages, Failure):
-            return as_limit(messages, answer)
+            return messages
         received: Any = answer.headers
-        for extension in (self._settings.auth, *self._settings.extensions):
+        for extension in (self._settings.auth, *self._settings.extensions()):
             try:
                 await extension.incoming(messages, received)
             except Exception as error:

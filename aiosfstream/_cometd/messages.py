@@ -12,8 +12,8 @@ from typing import Any, Final
 from aiocometd.constants import MetaChannel
 from aiocometd.typing import JsonObject
 
-from .._http.bodies import Loader, parse_json
-from .._http.post import Answer, Failure, status_failure
+from .._http.bodies import Loader, UnreadableError, looks_like_json, parse_json
+from .._http.failures import Answer, Failure, status_failure, unreadable
 from ..exceptions import ServerError
 
 HANDSHAKE: Final[str] = MetaChannel.HANDSHAKE.value
@@ -54,16 +54,16 @@ def bayeux_messages(
     :param authorization: the request's header of this name: its token must not be quoted in an error
     :return: the messages, at least one; or what their absence means
     """
-    messages = list(_objects_in(parse_json(answer.body, loads))) if _may_hold(answer) else []
+    if answer.status != 200 and not looks_like_json(answer.body):
+        # An error page need not be parsed to see that it is none of ours.
+        return status_failure(answer, authorization)
+    try:
+        messages = list(_objects_in(parse_json(answer.body, loads)))
+    except UnreadableError as error:
+        return unreadable(answer, error, authorization)
     if answer.status != 200 and not any(map(_is_marked, messages)):
-        messages = []
+        return status_failure(answer, authorization)
     return messages or status_failure(answer, authorization)
-
-
-def _may_hold(answer: Answer) -> bool:
-    """Say whether an answer needs to be parsed: an error page does not."""
-    start = answer.body[:16].removeprefix(b"\xef\xbb\xbf").lstrip()
-    return answer.status == 200 or start[:1] in (b"[", b"{")
 
 
 def _objects_in(value: Any, depth: int = 0) -> Iterator[JsonObject]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from aiocometd.typing import JsonObject
 
-from .._http.post import Failure
+from .._http.failures import Failure
 from ..exceptions import (
     AuthenticationError,
     TransportError,

@@ -9,14 +9,13 @@ the API have reported.
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from enum import Enum, auto
 from typing import Any, Final, NamedTuple
 
 from aiocometd.typing import JsonObject
 
-from .._http.post import Answer, Failure, Trouble
-from ..exceptions import ServerError, TransportError
+from .._http.failures import Failure, Trouble
+from ..exceptions import ServerError
 from .messages import reconnect_advice
 
 #: A replay id as JSON has it: opaque, usually an int, kept with its type. None: no id.
@@ -129,6 +128,7 @@ FAILURES: Final = {
     Trouble.NOT_SENT: Verdict.RETRY,
     Trouble.THROTTLED: Verdict.WAIT,
     Trouble.LOST: Verdict.RENEW_LOST,
+    Trouble.UNREADABLE: Verdict.RENEW_LOST,
     Trouble.UNAUTHORIZED: Verdict.LOG_IN,
     Trouble.FORBIDDEN: Verdict.LOG_IN,
     Trouble.REDIRECTED: Verdict.RELOCATE,
@@ -136,6 +136,8 @@ FAILURES: Final = {
 }
 #: HTTP statuses of an instance that the org has left.
 _GONE: Final = (404, 410, 421)
+#: The org's limit of API requests, as an error page has it.
+_LIMIT: Final = re.compile("REQUEST_LIMIT_EXCEEDED")
 #: What the advice that comes with a refusal asks for.
 _ADVISED: Final = {"none": Verdict.STOP, "handshake": Verdict.RENEW}
 #: The longest reason that is looked at.
@@ -149,26 +151,10 @@ def judge_failure(failure: Failure) -> Verdict:
     """
     if failure.trouble is Trouble.REJECTED and failure.status in _GONE:
         return Verdict.RELOCATE
+    if failure.trouble is Trouble.FORBIDDEN and _LIMIT.search(failure.reason):
+        # HTTP status 403 then, as if the token were refused. A new one would cost one request more.
+        return Verdict.WAIT
     return FAILURES[failure.trouble]
-
-
-def as_limit(failure: Failure, answer: Answer) -> Failure:
-    """Give what a failure means if it is the org's limit of requests in disguise.
-
-    Salesforce answers with HTTP status 403 then, as if the token were refused. A new one would cost
-    another request.
-
-    :param failure: what the answer looks like
-    :param answer: the answer
-    """
-    if failure.status != 403 or b"REQUEST_LIMIT_EXCEEDED" not in answer.body[:_MAX_REASON]:
-        return failure
-    error = TransportError(
-        f"Request to {answer.url} failed: REQUEST_LIMIT_EXCEEDED, the org has used up its API requests; wait until"
-        " the limit allows more, or use fewer"
-    )
-    error.status = failure.status
-    return replace(failure, trouble=Trouble.THROTTLED, error=error)
 
 
 def judge_session(reply: JsonObject) -> Verdict:

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from aiocometd.typing import JsonObject
 
-from .._http.post import Failure, Trouble
+from .._http.failures import Failure, Trouble
 from ..events import ConnectionEvent, ConnectionEventKind
 from ..exceptions import AuthenticationError, ReplayError, ServerError, TransportError
 from .channels import Channels, Subscription, Ticket

@@ -17,7 +17,7 @@ from aiocometd.constants import ConnectionType, TransportState
 from aiocometd.transports.abc import Transport
 from aiocometd.typing import JsonObject
 
-from .._http.post import Failure
+from .._http.failures import Failure
 from ..events import ConnectionEvent, ConnectionEventKind
 from ..exceptions import (
     AuthenticationError,

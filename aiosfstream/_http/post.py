@@ -34,7 +34,6 @@ __all__ = [
     "Failure",
     "Loader",
     "Trouble",
-    "bayeux_messages",
     "dump_json",
     "parse_json",
     "post",
@@ -66,6 +65,7 @@ async def post(
     max_size: int = MAX_ANSWER_SIZE,
     repeatable: bool = False,
     secrets: Secrets = (),
+    started: Callable[[], None] | None = None,
 ) -> Answer | Failure:
     """Post *body* and read the whole answer. Redirects are not followed.
 
@@ -78,6 +78,7 @@ async def post(
     :param max_size: bytes that the answer's body may have, without its content encoding
     :param repeatable: whether it does no harm if the server gets the request twice: it is then made
         again on another connection, if one that was kept turns out to be dead
+    :param started: called when the answer begins to come in
     :param secrets: what errors must not show, besides the ``Authorization`` and ``Cookie`` headers
     :return: the answer, or the failure with the exception that describes it
     """
@@ -90,7 +91,7 @@ async def post(
     }
     secrets = (*secrets, *request.secrets)
     try:
-        return await _answer_to(request, limits, max_size)
+        return await _answer_to(request, limits, max_size, started)
     except _EXPECTED as error:
         if session.closed:
             return closed_failure(url)
@@ -106,7 +107,9 @@ async def post(
         raise bare  # noqa: B904
 
 
-async def _answer_to(request: _Request, limits: Limits, max_size: int) -> Answer | Failure:
+async def _answer_to(
+    request: _Request, limits: Limits, max_size: int, started: Callable[[], None] | None
+) -> Answer | Failure:
     loop = asyncio.get_running_loop()
     end = loop.time() + limits.total
     async with timeout(min(limits.silence, limits.total)) as alarm:
@@ -116,6 +119,8 @@ async def _answer_to(request: _Request, limits: Limits, max_size: int) -> Answer
 
         response = await request.send()
         something_came()
+        if started is not None:
+            started()
         body = bytearray()
         try:
             is_whole = await _read_into(body, response, max_size, something_came)
@@ -246,42 +251,3 @@ def _parsed(url: str) -> URL:
     except (ValueError, IndexError) as error:
         # yarl raises both.
         raise aiohttp.InvalidURL(url) from error
-
-
-def bayeux_messages(
-    answer: Answer, loads: Loader, authorization: str = ""
-) -> list[JsonObject] | Failure:
-    """Get the Bayeux messages out of an answer of any status.
-
-    A lone object stands for a list of one. Salesforce sends messages with a status of 400 and 401 as
-    well; with such a status only what has the marks of a Bayeux message counts as one.
-
-    :param answer: the answer
-    :param loads: the application's JSON function
-    :param authorization: the request's header of this name: its token must not be quoted in an error
-    :return: the messages, at least one; or what their absence means
-    """
-    if answer.status == 200:
-        messages = _messages(answer.body, loads)
-        return messages or status_failure(answer, authorization)
-    # An error page need not be parsed to see that it is none of ours.
-    if answer.body.lstrip()[:1] in (b"[", b"{"):
-        messages = _messages(answer.body, loads)
-        if any("channel" in message or "successful" in message for message in messages):
-            return messages
-    return status_failure(answer, authorization)
-
-
-def _messages(body: Body, loads: Loader) -> list[JsonObject]:
-    try:
-        value = parse_json(body, loads)
-    except ValueError:
-        return []
-    if isinstance(value, dict):
-        value = [value]
-    if not isinstance(value, list):
-        return []
-    # By way of the set, since this looks at every event.
-    if (kinds := set(map(type, value))) != {dict} and not all(issubclass(k, dict) for k in kinds):
-        return []
-    return value if all(value) else []

@@ -1,0 +1,359 @@
+"""What a client does about Salesforce: log in, find the endpoint, choose a fallback, store markers."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import random
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final, cast
+from urllib.parse import urlsplit
+
+import aiohttp
+from aiocometd.extensions import Extension
+from aiocometd.typing import Headers, JsonObject, Payload
+
+from ._cometd.client import ENGINES, BaseClient, SessionFactory, json_functions_of, mailbox_of
+from ._cometd.exchange import Settings
+from ._cometd.iteration import Store
+from ._cometd.mailbox import Mailbox, Turn
+from ._cometd.retry import RetryPolicy
+from ._cometd.session import Session
+from ._cometd.transport import LongPollingTransport
+from ._http.cookies import CookieJar
+from ._http.post import MAX_ANSWER_SIZE, MAX_HEADER_SIZE
+from ._oauth.flight import log_in_again
+from ._oauth.request import lend_session
+from ._oauth.urls import host_is_allowed
+from ._within import within
+from .auth import AuthenticatorBase
+from .events import LOG_ONLY, ConnectionEvent
+from .exceptions import AuthenticationError, ClientError, ReplayError
+from .replay import (
+    ReplayMarker,
+    ReplayMarkerStorage,
+    ReplayOption,
+    attach,
+    direct_store_of,
+    flush,
+    open_for,
+    overwrite_with,
+    store_marker,
+)
+
+LOGGER = logging.getLogger("aiosfstream.client")
+
+#: Where all clients get their jitter from: each of these has 2.5 KiB of state.
+_CHANCE: Final = random.Random()
+_HEADER_LIMITS: Final = {"max_line_size": MAX_HEADER_SIZE, "max_field_size": MAX_HEADER_SIZE}
+#: The path of an identity URL, with the id of the org.
+_IDENTITY: Final = re.compile(r"/id/(00D[A-Za-z0-9]{12}(?:[A-Za-z0-9]{3})?)(?:/|$)")
+
+
+@dataclass
+class Options:
+    """What a client was given beyond what aiocometd's takes.
+
+    :ivar api_version: the Salesforce API version
+    :ivar session_factory: makes the HTTP session
+    :ivar request_timeout: seconds for each phase of a request
+    :ivar poll_timeout: seconds that the server is asked to hold a connect; None: its own choice
+    :ivar storage_timeout: seconds for one call of the storage; None: any time
+    :ivar max_response_size: bytes of the largest answer that is taken
+    :ivar allowed_hosts: hosts that an instance may have; None: any
+    :ivar report: called with every event that an observer should know of
+    :ivar retry: delays between attempts
+    """
+
+    api_version: str
+    session_factory: SessionFactory = aiohttp.ClientSession
+    request_timeout: float = 15.0
+    poll_timeout: float | None = None
+    storage_timeout: float | None = 10.0
+    max_response_size: int = MAX_ANSWER_SIZE
+    allowed_hosts: Collection[str] | None = None
+    report: Callable[[ConnectionEvent], None] = LOG_ONLY
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+
+
+class Policy:
+    """What the engine asks of a client of this package.
+
+    :param client: the client
+    :param storage: where markers are read from and stored
+    :param options: what it was given
+    :ivar stores_on_receipt: whether a marker is stored as its message is handed over
+    """
+
+    def __init__(self, client: BaseClient, storage: ReplayMarkerStorage, options: Options) -> None:
+        self._client = client
+        self._storage = storage
+        self.options = options
+        self.stores_on_receipt = True
+        self._channels: dict[str, str] = {}
+        self._warned_of_tls = False
+        self._direct: Store | None = None
+        self._direct_is_known = False
+
+    # Logging in
+
+    @property
+    def connection_timeout(self) -> float | None:
+        """Seconds that the connection may be lost; None or 0: for ever."""
+        return self._client.connection_timeout
+
+    @property
+    def authenticator(self) -> AuthenticatorBase:
+        """The client's authenticator."""
+        return cast(AuthenticatorBase, self._client.auth)
+
+    async def log_in(self, refused: str | None) -> str:
+        """Get a token, and with it the URL of the endpoint.
+
+        :param refused: the ``Authorization`` header that was refused: another one that is in use
+            already will do. None: the client is being opened
+        :return: the endpoint
+        :raises AuthenticationError: if there is no token to be had
+        :raises ReplayError: if the storage has markers of another org
+        """
+        authenticator, http_session = self.authenticator, ENGINES.of(self._client).http_session
+        assert http_session is not None
+        if refused is None:
+            LOGGER.debug("Authenticating using %r", authenticator)
+        with lend_session(http_session, self._client.ssl, authenticator):
+            await log_in_again(authenticator, refused)
+        instance_url = authenticator.instance_url or ""
+        if not host_is_allowed(instance_url, self.options.allowed_hosts):
+            raise AuthenticationError(
+                f"Authentication failed: the instance {_host_of(instance_url)!r:.200} is not among the allowed_hosts;"
+                " add it, or check login_url"
+            )
+        if refused is None:
+            LOGGER.info("Successfully authenticated. Instance URL: %r", authenticator.instance_url)
+            await self._open_storage()
+        elif _host_of(instance_url) != _host_of(self._client.url):
+            LOGGER.warning(
+                "The org has moved from %s to %s", _host_of(self._client.url), _host_of(instance_url)
+            )
+        self._client.url = self._endpoint(instance_url)
+        return self._client.url
+
+    def _endpoint(self, instance_url: str) -> str:
+        get_cometd_url: Callable[..., str] = self._client.get_cometd_url  # type: ignore[attr-defined]
+        # One that overrides the method of earlier releases takes no version.
+        arguments = [instance_url, self.options.api_version]
+        try:
+            inspect.signature(get_cometd_url).bind(*arguments)
+        except TypeError:
+            del arguments[1]
+        return get_cometd_url(*arguments)
+
+    async def _open_storage(self) -> None:
+        identity = urlsplit(str(self.authenticator.id or "")).path
+        found = _IDENTITY.search(identity)
+        await self._timed("opened", open_for(self._storage, found[1] if found else None))
+
+    # The engine
+
+    def make_http_session(self) -> aiohttp.ClientSession:
+        """Make the HTTP session of a client that is being opened."""
+        if self._client.ssl is False and not self._warned_of_tls:
+            self._warned_of_tls = True
+            LOGGER.warning(
+                "ssl=False: TLS certificates are not verified, so anyone on the way can read the token and"
+                " the events; give an ssl.SSLContext that knows the certificate instead"
+            )
+        factory = self.options.session_factory
+        options = _HEADER_LIMITS if _is_plain(factory) else {}
+        http_session = factory(cookie_jar=CookieJar(), **options)
+        if not isinstance(http_session, aiohttp.ClientSession):
+            raise ClientError(
+                f"session_factory should return an aiohttp.ClientSession, not {type(http_session).__name__!r}"
+            )
+        return http_session
+
+    def make_transport(
+        self, url: str, mailbox: Mailbox, http_session: aiohttp.ClientSession
+    ) -> LongPollingTransport:
+        """Make the transport of a session that is about to begin."""
+        options = self.options
+        session = Session(
+            host=self,
+            report=options.report,
+            policy=options.retry,
+            rng=_CHANCE,
+            limit=mailbox.limit,
+            poll_timeout=options.poll_timeout,
+        )
+        dumps, loads = json_functions_of(self._client)
+        settings = Settings(
+            host=self,
+            auth=self.authenticator,
+            extensions=self._extensions,
+            before_poll=self.before_waiting,
+            report=options.report,
+            request_timeout=options.request_timeout,
+            max_response_size=options.max_response_size,
+            ssl=self._client.ssl,
+            json_dumps=dumps,
+            json_loads=loads,
+        )
+        self._attach = partial(
+            attach,
+            aliases=session.channels.aliases,
+            subscribed=session.channels.keys,
+            client=self._client,
+        )
+        self._attach(self._storage)
+        self.forget_direct_store()
+        return LongPollingTransport(url, session, mailbox, http_session, settings)
+
+    def _extensions(self) -> list[Extension]:
+        return [
+            _Timed(extension, self) if extension is self._storage else extension
+            for extension in self._client.extensions or []
+        ]
+
+    def fallback_for(self, channel: str) -> Any:
+        """Give the id to use in place of one that is refused, or None for "report it"."""
+        return plain_id(getattr(self._client, "replay_fallback", None))
+
+    def first_after_fallback(self, message: JsonObject) -> None:
+        """Store the marker of *message* whatever is stored: that has been shown to be of no use."""
+        overwrite_with(self._storage, message)
+
+    # Markers
+
+    @property
+    def storage(self) -> ReplayMarkerStorage:
+        """Where markers are read from and stored."""
+        return self._storage
+
+    @storage.setter
+    def storage(self, storage: ReplayMarkerStorage) -> None:
+        extensions = self._client.extensions or []
+        extensions[:] = [storage if one is self._storage else one for one in extensions]
+        self._storage = storage
+        attach_to = getattr(self, "_attach", None)
+        if attach_to is not None:
+            attach_to(storage)
+        self.forget_direct_store()
+
+    async def store(self, message: JsonObject) -> None:
+        """Store the marker of a message that is being handed over.
+
+        :raises ReplayError: if that fails
+        """
+        direct = self.direct_store()
+        if direct is None or not direct(message):
+            await self._timed("stored", store_marker(self._storage, message))
+
+    async def before_waiting(self) -> None:
+        """Store what waits to be stored.
+
+        :raises ReplayError: if that fails
+        """
+        await self._timed("stored", flush(self._storage))
+
+    async def timed(self, what: str, call: Any) -> None:
+        """Await a call of the storage for as long as it may take.
+
+        :param what: what becomes of markers by it
+        :param call: the call
+        :raises ReplayError: if it fails or takes too long
+        """
+        await self._timed(what, call)
+
+    async def _timed(self, what: str, call: Any) -> None:
+        try:
+            await within(self.options.storage_timeout, call)
+        except ReplayError:
+            raise
+        except asyncio.TimeoutError as error:
+            raise ReplayError(
+                f"Replay markers could not be {what}: {type(self._storage).__name__} has not answered within"
+                f" storage_timeout, {self.options.storage_timeout} seconds; look whether it can be reached"
+            ) from error
+        except Exception as error:
+            raise ReplayError(
+                f"Replay markers could not be {what}: {type(self._storage).__name__} raised"
+                f" {type(error).__name__}: {error!s:.300}; look at the storage"
+            ) from error
+
+    # What iterating needs
+
+    @property
+    def mailbox(self) -> Mailbox | None:
+        """What was fetched and not taken yet."""
+        return mailbox_of(self._client)
+
+    @property
+    def turn(self) -> Turn:
+        """The turn of those that take messages."""
+        return ENGINES.of(self._client).turn
+
+    async def receive(self) -> JsonObject:
+        """Wait for the next message and store its marker."""
+        return await self._client.receive()
+
+    def direct_store(self) -> Store | None:
+        """Give what stores the marker of an ordinary message at once, or None."""
+        if not self._direct_is_known:
+            self._direct_is_known = True
+            self._direct = direct_store_of(self._storage) if self.stores_on_receipt else _store_nothing
+        return self._direct
+
+    def forget_direct_store(self) -> None:
+        """Look anew for what stores markers, since something about that has changed."""
+        self._direct, self._direct_is_known = None, False
+
+
+class _Timed(Extension):
+    """A storage whose calls take no longer than they may."""
+
+    def __init__(self, storage: ReplayMarkerStorage, policy: Policy) -> None:
+        self._storage = storage
+        self._policy = policy
+
+    async def incoming(self, payload: Payload, headers: Headers | None = None) -> None:
+        """Pass on what has come."""
+        await self._policy.timed("read", self._storage.incoming(payload, headers))
+
+    async def outgoing(self, payload: Payload, headers: Headers) -> None:
+        """Pass on what is sent."""
+        await self._policy.timed("read", self._storage.outgoing(payload, headers))
+
+
+def _is_plain(factory: SessionFactory) -> bool:
+    """Say whether *factory* takes what aiohttp's own session takes, and says nothing of headers."""
+    if isinstance(factory, partial):
+        return factory.func is aiohttp.ClientSession and _HEADER_LIMITS.keys().isdisjoint(factory.keywords)
+    return factory is aiohttp.ClientSession
+
+
+def _store_nothing(message: JsonObject) -> bool:
+    return True
+
+
+def _host_of(url: str) -> str:
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return ""
+
+
+def plain_id(replay: Any) -> Any:
+    """Give what is sent for a replay option, a marker or a replay id.
+
+    :param replay: any of these, or None
+    """
+    if isinstance(replay, ReplayMarker):
+        return replay.replay_id
+    # An enum's value is what every JSON function can serialise.
+    return int(replay) if isinstance(replay, ReplayOption) else replay
+
+
