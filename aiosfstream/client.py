@@ -20,7 +20,14 @@ from aiocometd.constants import TransportState
 from aiocometd.exceptions import AiocometdException
 from aiocometd.typing import JsonObject, SSLValidationMode
 
-from ._cometd.client import ENGINES, BaseClient, SessionFactory, raise_untold, receives_plainly, transport_of
+from ._cometd.client import (
+    ENGINES,
+    BaseClient,
+    SessionFactory,
+    raise_untold,
+    receives_plainly,
+    transport_of,
+)
 from ._cometd.iteration import iterate
 from ._cometd.transport import REPLAY
 from ._http.bodies import Dumper, Loader
@@ -77,6 +84,8 @@ COMETD_PATH: Final = "cometd"
 #: The Salesforce API version used unless another is asked for (Spring '26). A program may set another
 #: one here before it makes a client.
 API_VERSION = "66.0"
+# The same, but another object: it tells that no version was given.
+_NOT_GIVEN: Final = "".join(API_VERSION)
 _API_VERSION_FORM: Final = re.compile(r"[1-9][0-9]{1,2}\.0")
 #: The first version with replay (Streaming API Developer Guide, "Message Durability").
 MIN_API_VERSION = 37
@@ -145,7 +154,7 @@ class Client(BaseClient):
     :param json_dumps: serialises what is sent, to str or bytes
     :param json_loads: parses what is received, from str (or bytes, if it is orjson's)
     :param loop: ignored
-    :param api_version: the Salesforce API version, such as ``"60.0"``; None: :data:`API_VERSION`
+    :param api_version: the Salesforce API version, such as ``"60.0"``
     :param session_factory: called at each opening with ``cookie_jar=``; what it returns is used for
         all requests, owned and closed by the client. ``functools.partial(aiohttp.ClientSession,
         proxy=..., trust_env=True)`` gives proxies, connectors, tracing
@@ -177,7 +186,7 @@ class Client(BaseClient):
         json_dumps: Dumper = json.dumps,
         json_loads: Loader = json.loads,
         loop: asyncio.AbstractEventLoop | None = None,
-        api_version: str | None = None,
+        api_version: str = _NOT_GIVEN,
         session_factory: SessionFactory = aiohttp.ClientSession,
         ssl: SSLValidationMode | None = None,
         request_timeout: float = 15.0,
@@ -190,7 +199,7 @@ class Client(BaseClient):
         _check_authenticator(authenticator)
         storage = _storage_for(replay, self.create_replay_storage)
         options = Options(
-            api_version=_checked_version(API_VERSION if api_version is None else api_version),
+            api_version=_checked_version(API_VERSION if api_version is _NOT_GIVEN else api_version),
             session_factory=session_factory,
             request_timeout=_positive("request_timeout", request_timeout),
             poll_timeout=_positive_or_none("poll_timeout", poll_timeout),
@@ -239,7 +248,7 @@ class Client(BaseClient):
     @Shown
     def authenticator(self) -> AuthenticatorBase:
         """The authenticator; also found as ``auth``."""
-        return cast(AuthenticatorBase, cast(Client, self).auth)
+        return cast(AuthenticatorBase, self.auth)
 
     @Shown
     def state(self) -> TransportState:
@@ -249,7 +258,7 @@ class Client(BaseClient):
         loss. ``SERVER_DISCONNECTED``: the server has ended the session for good, ``receive()``
         raises the reason. ``DISCONNECTING``, ``DISCONNECTED``: the client is being closed, or closed.
         """
-        return _state_of(cast(Client, self))
+        return _state_of(self)
 
     @property
     def replay_storage(self) -> ReplayMarkerStorage:
@@ -293,19 +302,20 @@ class Client(BaseClient):
     if TYPE_CHECKING:
         # A subclass may override it as in earlier releases, without the second parameter.
         @staticmethod
-        def get_cometd_url(instance_url: str, *args: Any, **kwargs: Any) -> str: ...
+        def get_cometd_url(instance_url: str, *args: Any, **kwargs: Any) -> str:
+            """Give the URL of the CometD endpoint."""
 
     else:
 
         @staticmethod
-        def get_cometd_url(instance_url: str, api_version: str | None = None) -> str:
+        def get_cometd_url(instance_url: str, api_version: str = _NOT_GIVEN) -> str:
             """Give the URL of the CometD endpoint.
 
             :param instance_url: the URL of the org's instance, with or without a slash at its end
-            :param api_version: the Salesforce API version; None: :data:`API_VERSION`
+            :param api_version: the Salesforce API version
             :return: ``instance_url/cometd/api_version``
             """
-            version = API_VERSION if api_version is None else api_version
+            version = API_VERSION if api_version is _NOT_GIVEN else api_version
             return f"{instance_url.rstrip('/')}/{COMETD_PATH}/{version}"
 
     # Opening and closing
@@ -346,9 +356,8 @@ class Client(BaseClient):
 
     if TYPE_CHECKING:
         # A subclass may override it as in earlier releases, without the keyword.
-        def subscribe(
-            self, channel: str, *args: Any, **kwargs: Any
-        ) -> Coroutine[Any, Any, None]: ...
+        def subscribe(self, channel: str, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, None]:
+            """Subscribe to *channel*."""
 
     else:
 
@@ -438,7 +447,7 @@ class Client(BaseClient):
                 raise_untold(self)
                 raise
             if policy.stores_on_receipt:
-                await _store_or_put_back(self, policy, message)
+                await _store_or_put_back(policy, message)
             return message
         except AiocometdException as error:
             ours = translate(error)
@@ -508,7 +517,7 @@ class ClientOptions(TypedDict, total=False):
     json_dumps: Dumper
     json_loads: Loader
     loop: asyncio.AbstractEventLoop | None
-    api_version: str | None
+    api_version: str
     session_factory: SessionFactory
     ssl: SSLValidationMode | None
     request_timeout: float
@@ -574,7 +583,7 @@ async def _store_the_last(client: Client, policy: Policy) -> None:
         )
 
 
-async def _store_or_put_back(client: Client, policy: Policy, message: JsonObject) -> None:
+async def _store_or_put_back(policy: Policy, message: JsonObject) -> None:
     """Store the marker of *message*, or make it the next message again."""
     try:
         await policy.store(message)
@@ -640,7 +649,9 @@ def _checked_version(api_version: str) -> str:
 
 def _checked_hosts(hosts: Collection[str] | None) -> Collection[str] | None:
     if isinstance(hosts, str):
-        raise TypeError(f"allowed_hosts should be a collection of host names, not the text {hosts!r}")
+        raise TypeError(
+            f"allowed_hosts should be a collection of host names, not the text {hosts!r}"
+        )
     return hosts
 
 
@@ -660,7 +671,9 @@ def _positive_or_none(name: str, value: float | None) -> float | None:
 
 def _timeout_or_none(name: str, value: float | None) -> float | None:
     if value is not None and (not _is_number(value) or not value >= 0):
-        raise ValueError(f"{name} should be a number of seconds, or 0 or None for ever, not {value!r}")
+        raise ValueError(
+            f"{name} should be a number of seconds, or 0 or None for ever, not {value!r}"
+        )
     return value
 
 

@@ -105,9 +105,7 @@ _RECORDS: Final = {
 }
 
 
-_ENDED: Final = (
-    "Closed, because the session has ended for good; open the client again once the cause is gone: {error}"
-)
+_ENDED: Final = "Closed, because the session has ended for good; open the client again once the cause is gone: {error}"
 
 
 class Reporter:

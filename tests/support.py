@@ -6,8 +6,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
-from aiosfstream import Client, PasswordAuthenticator, SalesforceStreamingClient
+from aiosfstream import (
+    AuthenticatorBase,
+    Client,
+    PasswordAuthenticator,
+    SalesforceStreamingClient,
+)
 from aiosfstream._cometd.retry import RetryPolicy
+from aiosfstream.client import policy_of
 from aiosfstream.testing import StreamingServer
 
 ResultT = TypeVar("ResultT")
@@ -36,13 +42,17 @@ PATIENCE = 10.0
 class FastClient(SalesforceStreamingClient):
     """A client that recovers without long pauses."""
 
-    _retry_policy = FAST
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        policy_of(self).options.retry = FAST
 
 
 class FastAuthClient(Client):
     """The same for any authenticator."""
 
-    _retry_policy = FAST
+    def __init__(self, authenticator: AuthenticatorBase, **options: Any) -> None:
+        super().__init__(authenticator, **options)
+        policy_of(self).options.retry = FAST
 
 
 def client_for(server: StreamingServer, **options: Any) -> FastClient:

@@ -250,7 +250,8 @@ async def stream(client: FastAuthClient) -> None:
         try:
             await client.receive()
         except AiosfstreamException:
-            task = client._polling._task
+            transport = transport_of(client)
+            task = None if transport is None else transport._task
             ended = client.state is TransportState.SERVER_DISCONNECTED
             assert client.closed or ended or (task is not None and not task.done())
             await asyncio.sleep(0.001)

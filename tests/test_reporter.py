@@ -8,8 +8,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from aiosfstream._reporter import Reporter
-from aiosfstream.events import ConnectionEvent, ConnectionEventKind
+from aiosfstream.events import ConnectionEvent, ConnectionEventKind, Reporter
 from aiosfstream.exceptions import AuthenticationError, ServerError, TransportError
 
 LOGGER = "aiosfstream.client"

@@ -46,7 +46,7 @@ def receive(
 ) -> tuple[list[Message], Message | None]:
     """Let an answer arrive: give its events, and the reply in it."""
     events, others = session.receive(messages, ticket)
-    return events, session.take_reply(others, ticket, len(events))
+    return events, session.take_reply(others, ticket)
 
 
 class Table:
@@ -61,7 +61,7 @@ class Table:
         self.refusals: list[str] = []
         self.fallback = fallback
         self.session = Session(
-            owner=self,
+            host=self,
             report=self.events.append,
             policy=RetryPolicy(),
             rng=random.Random(1),
@@ -69,12 +69,19 @@ class Table:
             poll_timeout=poll_timeout,
         )
 
-    def _choose_fallback(self, channel: str, reply: Message) -> Any:
+    @property
+    def connection_timeout(self) -> float | None:
+        return 10.0
+
+    def fallback_for(self, channel: str) -> Any:
         self.refusals.append(channel)
         return self.fallback
 
-    def _overwrite_with(self, message: Message) -> None:
+    def first_after_fallback(self, message: Message) -> None:
         self.overwritten.append(message)
+
+    async def log_in(self, refused: str | None) -> str:
+        raise NotImplementedError
 
     def open(self, *channels: str, start: Any = None) -> Table:
         """Open it and subscribe channels."""
@@ -122,12 +129,11 @@ class Table:
         self, channel: str, start: Any = None, *events: Message, **fields: Any
     ) -> Subscription:
         """Subscribe a channel."""
-        subscription = self.session.subscribe(channel, start)
+        subscription = self.session.channels.add(channel, start)
         message = self.session.subscribe_message(subscription)
-        self.session.stamp(message, subscription)
+        self.session.channels.stamp(message, subscription)
         _, reply = self.exchange(message, *events, **fields)
-        self.session.request_done(reply, self.session.epoch, self.now)
-        self.session.subscribe_done(subscription, reply)
+        self.session.request_done(subscription, reply, self.session.epoch, self.now)
         return subscription
 
     def resubscribe(self, **fields: Any) -> Message:
@@ -136,7 +142,7 @@ class Table:
         subscription = self.session.next_to_resubscribe()
         assert subscription is not None
         message = self.session.subscribe_message(subscription)
-        self.session.stamp(message, subscription)
+        self.session.channels.stamp(message, subscription)
         _, reply = self.exchange(message, **fields)
         self.session.resubscribe_done(subscription, reply, self.now)
         return message

@@ -38,7 +38,6 @@ from aiocometd.transports.abc import Transport
 from aiocometd.typing import JsonObject, SSLValidationMode
 
 from .._http.bodies import Dumper, Loader
-from .._http.cookies import CookieJar
 from .._internals import Slot
 from ..exceptions import ClientError, ClientInvalidOperation
 from . import tasks
@@ -238,7 +237,11 @@ class BaseClient(CometdClient):
         mailbox = mailbox_of(self)
         assert mailbox is not None
         message = mailbox.take()
-        return await _wait_for_message(self, mailbox, connection_timeout) if message is None else message
+        return (
+            await _wait_for_message(self, mailbox, connection_timeout)
+            if message is None
+            else message
+        )
 
     async def _check_server_disconnected(self) -> None:
         """Close the client and raise the reason if the session has ended for good."""

@@ -226,7 +226,7 @@ class Exchange:
         for extension in (self._settings.auth, *self._settings.extensions()):
             try:
                 await extension.incoming(messages, received)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever the application's code raises
                 return _not_taken(extension, error)
         return messages
 

@@ -16,14 +16,15 @@ Store = Callable[[JsonObject], bool]
 
 
 class Source(Protocol):
-    """Where an iteration takes its messages from.
+    """Where an iteration takes its messages from."""
 
-    :ivar mailbox: what was fetched and not taken yet; None: never opened
-    :ivar turn: of those that take messages
-    """
+    @property
+    def mailbox(self) -> Mailbox | None:
+        """What was fetched and not taken yet; None: never opened."""
 
-    mailbox: Mailbox | None
-    turn: Turn
+    @property
+    def turn(self) -> Turn:
+        """The turn of those that take messages."""
 
     def direct_store(self) -> Store | None:
         """Give what stores the marker of an ordinary message at once, or None."""

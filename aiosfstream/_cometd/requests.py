@@ -200,7 +200,8 @@ class Requests:
         task = self.run(request, "aiosfstream request")
         await asyncio.wait({task})
         if not task.cancelled():
-            return task.result()
+            reply: JsonObject = task.result()
+            return reply
         if self.closing:
             raise TransportInvalidOperation(
                 f"The client was closed before {self._exchange.url} answered: open it and look whether that was done"

@@ -94,7 +94,9 @@ REFUSALS: Final = (
     Refusal("the token is refused", _says(r"401\b"), Verdict.LOG_IN, Verdict.LOG_IN),
     Refusal(
         "the server does not know the session any more",
-        _says(r"402\b|403\b.{0,100}(unknown.client|not completed handshake|(session.unknown|unknown.session))"),
+        _says(
+            r"402\b|403\b.{0,100}(unknown.client|not completed handshake|(session.unknown|unknown.session))"
+        ),
         Verdict.RENEW,
         Verdict.RENEW,
     ),

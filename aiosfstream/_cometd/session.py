@@ -121,12 +121,11 @@ class Sequel(Enum):
 
 
 class Host(Protocol):
-    """Whose session it is: what the engine needs of it.
+    """Whose session it is: what the engine needs of it."""
 
-    :ivar connection_timeout: seconds that the connection may be lost; None or 0: for ever
-    """
-
-    connection_timeout: float | None
+    @property
+    def connection_timeout(self) -> float | None:
+        """Seconds that the connection may be lost; None or 0: for ever."""
 
     def fallback_for(self, channel: str) -> ReplayId:
         """Give the id to use in place of one that is refused, or None for "report it"."""
@@ -621,9 +620,9 @@ class Session:
             if self._first_refusal is None:
                 # The token may still be good: the instance is asked again as well.
                 self._enter(State.NO_SESSION, error)
-            limited = error.retry_after is not None or _is_rate_limit(error)
+            limited = _wait_asked_for(error) is not None or _is_rate_limit(error)
             delay = self._delays.busy("login") if limited else self._delays.network("login")
-            self._retry_after(max(delay, error.retry_after or 0.0), error)
+            self._retry_after(max(delay, _wait_asked_for(error) or 0.0), error)
 
     def unpark(self, now: float = 0.0) -> None:
         """Try again, since the application asks for it."""
@@ -644,7 +643,11 @@ class Session:
     # Requests beside the connect
 
     def request_done(
-        self, request: Subscription | str | None, result: JsonObject | Failure, epoch: int, now: float
+        self,
+        request: Subscription | str | None,
+        result: JsonObject | Failure,
+        epoch: int,
+        now: float,
     ) -> Sequel:
         """Take the answer to a request beside the connect.
 
@@ -749,9 +752,7 @@ class Session:
     ) -> None:
         if self.state is State.CONNECTED:
             self._enter(State.CONNECTING, error)
-        delay = (
-            self._delays.busy(kind) if verdict is Verdict.WAIT else self._delays.network(kind)
-        )
+        delay = self._delays.busy(kind) if verdict is Verdict.WAIT else self._delays.network(kind)
         self._retry_after(max(delay, self._interval, retry_after or 0.0), error)
 
     def _log_in_again(self, error: Exception, now: float, kind: object) -> None:
@@ -919,6 +920,10 @@ def _kind_of(error: Exception) -> ConnectionEventKind:
     if isinstance(error, AuthenticationError):
         return ConnectionEventKind.AUTHENTICATION_FAILED
     return ConnectionEventKind.CONNECTION_LOST
+
+
+def _wait_asked_for(error: AuthenticationError) -> float | None:
+    return getattr(error, "retry_after", None)
 
 
 def _is_rate_limit(error: AuthenticationError) -> bool:

@@ -389,7 +389,7 @@ class LongPollingTransport(Transport):
         now = self._loop.time()
         session.connect_done(result, epoch, events, now - started, now, hold=hold)
         if session.state is State.CONNECTED and self._requests.owes_goodbyes:
-            self._requests.run(self._say_goodbyes(), "aiosfstream goodbyes")
+            _ = self._requests.run(self._say_goodbyes(), "aiosfstream goodbyes")
 
     async def _say_goodbyes(self) -> None:
         async with self._requests.turn:

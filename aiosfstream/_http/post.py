@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import aiohttp
-from aiocometd.typing import JsonObject, SSLValidationMode
+from aiocometd.typing import SSLValidationMode
 from multidict import CIMultiDict
 from yarl import URL
 
 from .._frames import without_frames
-from .bodies import Body, Dumper, Loader, dump_json, parse_json
+from .bodies import Dumper, Loader, dump_json, parse_json
 from .cookies import WRITTEN, CookieJar
 from .deadline import Limits, is_cancelled, move, timeout
 from .encodings import ACCEPTED, PIECE, Decoder, EncodingError
