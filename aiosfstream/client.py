@@ -37,6 +37,7 @@ from ._policy import Options, Policy, plain_id
 from .auth import AuthenticatorBase, PasswordAuthenticator
 from .events import LOG_ONLY, ConnectionEvent, ConnectionEventKind, Reporter
 from .exceptions import (
+    AiosfstreamException,
     ClientError,
     ClientInvalidOperation,
     ReplayError,
@@ -449,9 +450,10 @@ class Client(BaseClient):
             if policy.stores_on_receipt:
                 await _store_or_put_back(policy, message)
             return message
+        except AiosfstreamException:
+            raise
         except AiocometdException as error:
-            ours = translate(error)
-            raise ours from (None if ours is error else error)
+            raise translate(error) from error
         finally:
             turn.release()
 
@@ -599,9 +601,10 @@ async def _translated(messages: AsyncIterator[JsonObject]) -> AsyncIterator[Json
     try:
         async for message in messages:
             yield message
+    except AiosfstreamException:
+        raise
     except AiocometdException as error:
-        ours = translate(error)
-        raise ours from (None if ours is error else error)
+        raise translate(error) from error
 
 
 def _check_authenticator(authenticator: object) -> None:

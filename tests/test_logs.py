@@ -254,7 +254,7 @@ async def test_credentials_that_are_refused_later(
     assert level == "ERROR"
     assert server.login_url in text
     assert "invalid_grant" in text
-    assert "the one after it tries again" in text
+    assert "the next receive() tries again" in text
     assert "Check the username" in text
 
 
@@ -290,7 +290,8 @@ async def test_the_end_for_good(
     async with client_for(server) as client:
         await client.subscribe(EVENT)
         await held(server)
-        server.add_fault(fault, on=CONNECT)
+        # The second time after the client has logged in again, to learn where the org is.
+        server.add_fault(fault, on=CONNECT, times=2)
         server.publish(EVENT)
         server.publish(EVENT)
         with pytest.raises(error, match=re.escape(cause)):

@@ -16,7 +16,7 @@ from typing import Any, Final
 from aiocometd.typing import JsonObject
 
 from .._channels import key_of
-from .messages import is_event, is_meta
+from .messages import is_event
 from .salesforce import NEW_EVENTS, ReplayId, is_broad, may_deliver
 
 LOGGER = logging.getLogger(__name__)
@@ -306,9 +306,9 @@ class Channels:
     def _is_news(self, message: JsonObject) -> bool:
         """Say whether an event out of the ordinary is to be delivered, and note where it stands."""
         channel = message.get("channel")
-        if not isinstance(channel, str) or is_meta(channel):
+        if not isinstance(channel, str):
             LOGGER.warning(
-                "Ignored a message on channel %.100r with data that is no event; look at what is published there",
+                "Ignored a message on channel %.100r with data: it names no channel; look at what is published there",
                 channel,
             )
             return False

@@ -25,7 +25,15 @@ from ..exceptions import (
 )
 from .channels import Subscription, Ticket
 from .mailbox import Mailbox
-from .messages import CONNECT, MAX_HOLD, bayeux_messages, is_event
+from .messages import (
+    CONNECT,
+    DISCONNECT,
+    HANDSHAKE,
+    MAX_HOLD,
+    UNSUBSCRIBE,
+    bayeux_messages,
+    is_event,
+)
 from .session import Host, Session
 
 LOGGER = logging.getLogger(__name__)
@@ -34,6 +42,9 @@ LOGGER = logging.getLogger(__name__)
 #: the server may have sent that one first.
 OVERTAKING: Final = 0.25
 
+#: What does no harm if the server gets it twice. A subscribe is not among it: the server takes the events
+#: that it has sent with a lost answer for delivered.
+_HARMLESS: Final = (HANDSHAKE, UNSUBSCRIBE, DISCONNECT)
 _HEADERS: Final = {"Content-Type": "application/json;charset=UTF-8", "Accept": "application/json"}
 
 
@@ -200,7 +211,7 @@ class Exchange:
                 limits=limits_for(settings.request_timeout, hold),
                 ssl=settings.ssl,
                 max_size=settings.max_response_size,
-                repeatable=not connecting,
+                repeatable=message["channel"] in _HARMLESS,
                 started=self._note_answer if connecting else None,
             )
         finally:

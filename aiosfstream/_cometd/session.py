@@ -204,6 +204,7 @@ class Session:
         self._first_refusal: tuple[Exception, float] | None = None
         # Whether an instance has said that the org is not there, and when it was last looked for.
         self._is_gone = False
+        self._silent_since: float | None = None
         self._relocated_at: float | None = None
         self._relocations = 0
 
@@ -358,6 +359,7 @@ class Session:
         """
         reply = find_reply(others, ticket.request)
         if ticket.epoch == self.epoch:
+            self._silent_since = None
             for message in others:
                 self._take_meta(message, reply)
         return reply
@@ -367,6 +369,11 @@ class Session:
         if channel == DISCONNECT and message is not reply:
             LOGGER.info("The server ended the session; a new one follows")
             self._server_left = True
+        elif message is not reply and message.get("data") is not None:
+            LOGGER.warning(
+                "Ignored a message on channel %.100r with data that is no event; look at what is published there",
+                channel,
+            )
         advice = message.get("advice")
         if isinstance(advice, dict) and (message is reply or channel == CONNECT):
             self.advice = advice
@@ -610,14 +617,17 @@ class Session:
 
     def authentication_failed(self, error: AuthenticationError, now: float) -> None:
         """Take the failure of a new log-in."""
-        self._note_loss(error, now)
+        looks_for_instance = error.retryable and self._first_refusal is None
+        # Why the instance does not answer says more than that the login host does not either.
+        known = self.last_error if looks_for_instance else None
+        self._note_loss(known or error, now)
         if self.opening:
             self._stop(error)
         elif not error.retryable:
             self._park(self._with_first_reason(error))
         else:
             self._waits_for_person = False
-            if self._first_refusal is None:
+            if looks_for_instance:
                 # The token may still be good: the instance is asked again as well.
                 self._enter(State.NO_SESSION, error)
             limited = _wait_asked_for(error) is not None or _is_rate_limit(error)
@@ -782,9 +792,11 @@ class Session:
 
     def _is_silent_too_long(self, failure: Failure, now: float) -> bool:
         """Say whether the instance has been out of reach for so long that the org may have moved."""
-        if failure.trouble not in (Trouble.NOT_SENT, Trouble.LOST) or self.lost_since is None:
+        if failure.trouble not in (Trouble.NOT_SENT, Trouble.LOST) or failure.status is not None:
             return False
-        since = self.lost_since if self._relocated_at is None else self._relocated_at
+        if self._silent_since is None:
+            self._silent_since = now
+        since = max(self._silent_since, self._relocated_at or self._silent_since)
         patience = self._host.connection_timeout or self._policy.relocation
         return now - since >= min(patience * 2.0**self._relocations, self._policy.refused_cap)
 
