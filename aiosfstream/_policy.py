@@ -26,8 +26,11 @@ from ._cometd.session import Session
 from ._cometd.transport import LongPollingTransport
 from ._http.cookies import CookieJar
 from ._http.post import MAX_ANSWER_SIZE, MAX_HEADER_SIZE
+from ._oauth.flight import log_in_again
+from ._oauth.request import lend_session
+from ._oauth.urls import host_is_allowed
 from ._within import within
-from .auth import AuthenticatorBase, lend_session
+from .auth import AuthenticatorBase
 from .events import LOG_ONLY, ConnectionEvent
 from .exceptions import AuthenticationError, ClientError, ReplayError
 from .replay import (
@@ -121,13 +124,10 @@ class Policy:
         assert http_session is not None
         if refused is None:
             LOGGER.debug("Authenticating using %r", authenticator)
-        with lend_session(http_session, self._client.ssl):
-            if refused is None:
-                await authenticator.authenticate()
-            else:
-                await authenticator.reauthenticate(refused)
+        with lend_session(http_session, self._client.ssl, authenticator):
+            await log_in_again(authenticator, refused)
         instance_url = authenticator.instance_url or ""
-        if False and self.options.allowed_hosts:
+        if not host_is_allowed(instance_url, self.options.allowed_hosts):
             raise AuthenticationError(
                 f"Authentication failed: the instance {_host_of(instance_url)!r:.200} is not among the allowed_hosts;"
                 " add it, or check login_url"

@@ -24,12 +24,14 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from typing import Any, Final, TypeVar, cast
 
 from aiocometd import exceptions as cometd
 from aiocometd.typing import JsonObject
+
+from ._text import fit
 
 __all__ = [
     "EXCEPTION_PAIRS",
@@ -57,11 +59,19 @@ _ADVICE: Final = (
     (r"\b402:|unknown client|unknown session", "A new session is needed: try again."),
     (r"\b40[034]:", "Check the channel's name and the user's permissions for it."),
 )
+#: Characters of a channel's name in an error.
+_CHANNEL: Final = 100
 _LOOK_IT_UP: Final = (
     'See "Streaming API Error Codes" in Salesforce\'s Streaming API Developer Guide.'
 )
 
-FuncT = TypeVar("FuncT", bound=Callable[..., Any])
+#: What never stands in an error, of an answer of the token endpoint.
+_SECRET_FIELDS: Final = frozenset(
+    ("access_token", "refresh_token", "id_token", "assertion", "client_secret", "code", "password")
+)
+
+FuncType = Callable[..., Any]
+Func = TypeVar("Func", bound=FuncType)
 
 
 class AiosfstreamException(cometd.AiocometdException):
@@ -71,23 +81,34 @@ class AiosfstreamException(cometd.AiocometdException):
 class AuthenticationError(AiosfstreamException):
     """Salesforce refused the credentials, or the token endpoint gave no usable answer.
 
+    ``args`` is the message and, if the token endpoint has answered with a refusal, that answer without
+    its secrets; ``str()`` is the message alone.
+
     :param message: what happened and what to do about it
-    :param error: the ``error`` code of the token endpoint, such as ``invalid_grant``
-    :param error_description: the text that came with it
+    :param reply: the token endpoint's answer; tokens are left out
+    :param error: the ``error`` code of the token endpoint, such as ``invalid_grant``; None: that of *reply*
+    :param error_description: the text that came with it; None: that of *reply*
     :param status: the HTTP status of the answer
     :param retryable: whether the same request may succeed later without anybody's help
+    :param retry_after: how many seconds the token endpoint asked to wait, an hour at most
     """
 
     def __init__(
         self,
         message: str = "",
+        reply: Mapping[str, Any] | None = None,
         *,
         error: str | None = None,
         error_description: str | None = None,
         status: int | None = None,
         retryable: bool = False,
+        retry_after: float | None = None,
     ) -> None:
-        super().__init__(message)
+        if isinstance(reply, Mapping):
+            reply = {name: value for name, value in reply.items() if name not in _SECRET_FIELDS}
+            error = error or _text(reply.get("error"))
+            error_description = error_description or _text(reply.get("error_description"))
+        super().__init__(message, *([] if reply is None else [reply]))
         #: The token endpoint's error code, such as ``invalid_grant``, or None.
         self.error = error
         #: The token endpoint's explanation, or None.
@@ -96,6 +117,11 @@ class AuthenticationError(AiosfstreamException):
         self.status = status
         #: Whether trying again later, unchanged, can help. False: only a person can.
         self.retryable = retryable
+        #: How many seconds the token endpoint asked to wait before the next request, or None.
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
 
 
 class ClientError(AiosfstreamException, cometd.ClientError):
@@ -121,7 +147,7 @@ class TransportTimeoutError(TransportError, cometd.TransportTimeoutError):
     """The connection has been lost for longer than ``connection_timeout``.
 
     Its ``__cause__`` is the last error that kept the client from coming back. Recovery goes on
-    behind it: another :meth:`~aiosfstream.Client.receive` waits for its outcome.
+    meanwhile: another :meth:`~aiosfstream.Client.receive` waits for its outcome.
     """
 
 
@@ -132,25 +158,33 @@ class TransportConnectionClosed(TransportError, cometd.TransportConnectionClosed
 class ServerError(AiosfstreamException, cometd.ServerError):
     """The server refused a request.
 
+    ``str()`` says what was refused, why in the server's words, as far as they fit into a log, and what to
+    do; ``response`` is the whole message as it came.
+
     :param message: what was refused, in our words
     :param response: the refusing message as the server sent it, or None
     """
 
-    #: Where a channel that was lost can be resumed: the replay id of the last event received, or None.
-    replay_id: Any = None
+    #: Where a channel that was lost can be resumed: the replay id that the next subscription of it would
+    #: begin after. None if no channel was lost, or nothing of it is known.
+    replay_id: int | str | None = None
 
     def __init__(self, message: str, response: JsonObject | None) -> None:
         super().__init__(message, response)
 
     @property
+    def _response(self) -> dict[str, Any]:
+        return self.response if isinstance(self.response, dict) else {}
+
+    @property
     def error(self) -> str | None:
         """The ``error`` field of the response, or None if there is none that is text."""
-        return _text((self.response or {}).get("error"))
+        return _text(self._response.get("error"))
 
     @property
     def failure_reason(self) -> str | None:
         """Salesforce's own explanation, ``ext.sfdc.failureReason``: the true cause where present."""
-        ext = (self.response or {}).get("ext")
+        ext = self._response.get("ext")
         sfdc = ext.get("sfdc") if isinstance(ext, dict) else None
         return _text(sfdc.get("failureReason")) if isinstance(sfdc, dict) else None
 
@@ -184,12 +218,14 @@ class ServerError(AiosfstreamException, cometd.ServerError):
         return code, parts[1], parts[2]
 
     def __str__(self) -> str:
-        sentence = self.message.rstrip(".")
-        response = self.response or {}
+        sentence = fit(self.message).rstrip(".")
+        response = self._response
         channel = _text(response.get("subscription")) or _text(response.get("channel"))
-        if channel is not None and channel not in sentence:
+        if channel is not None and (channel := fit(channel, limit=_CHANNEL)) not in sentence:
             sentence += f" (channel {channel})"
-        reasons = [reason for reason in (self.error, self.failure_reason) if reason]
+        # Of what the server says, which may be as long as it likes, the beginning.
+        reasons = [fit(reason or "") for reason in (self.error, self.failure_reason)]
+        reasons = [reason for reason in reasons if reason]
         if reasons:
             sentence += ": " + "; reason: ".join(reasons)
         sentence = sentence if sentence.endswith(".") else sentence + "."
@@ -243,23 +279,23 @@ def translate_errors_context() -> Iterator[None]:
         raise translate(error) from error
 
 
-def translate_errors(func: FuncT) -> FuncT:
+def translate_errors(func: Func) -> Func:
     """Make a function raise our exceptions where it would raise aiocometd's.
 
     :param func: a function, coroutine function or async generator function
     :return: a function of the same kind
     """
     if inspect.iscoroutinefunction(func):
-        return cast(FuncT, _translating_coroutine(func))
+        return cast(Func, _translating_coroutine(func))
     if inspect.isasyncgenfunction(func):
-        return cast(FuncT, _translating_generator(func))
+        return cast(Func, _translating_generator(func))
 
     @functools.wraps(func)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         with translate_errors_context():
             return func(*args, **kwargs)
 
-    return cast(FuncT, wrapper)
+    return cast(Func, wrapper)
 
 
 # Not by way of the context manager, which would cost an object for every message received.
