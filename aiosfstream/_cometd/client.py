@@ -42,7 +42,7 @@ from .._internals import Slot
 from ..exceptions import ClientError, ClientInvalidOperation
 from . import tasks
 from .mailbox import Mailbox, Signal, Turn
-from .session import Host
+from .states import Host
 from .transport import LongPollingTransport
 
 LOGGER = logging.getLogger("aiosfstream.client")

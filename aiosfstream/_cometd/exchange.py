@@ -34,7 +34,8 @@ from .messages import (
     bayeux_messages,
     is_event,
 )
-from .session import Host, Session
+from .session import Session
+from .states import Host
 
 LOGGER = logging.getLogger(__name__)
 

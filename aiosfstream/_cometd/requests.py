@@ -23,7 +23,9 @@ from .exchange import Exchange
 from .mailbox import Signal, Turn
 from .messages import refusal
 from .salesforce import ReplayId, Verdict, judge_channel, judge_failure
-from .session import Sequel, Session, State, token_refused
+from .session import Session
+from .states import Sequel, State
+from .tokens import token_refused
 
 LOGGER = logging.getLogger(__name__)
 
@@ -163,7 +165,7 @@ class Requests:
             await self._signal.changed(left)
 
     def _unusable_error(self) -> Exception:
-        last_error = self._session.last_error
+        last_error = self._session.recovery.last_error
         if isinstance(last_error, AuthenticationError):
             return copy(last_error)
         error = TransportError(
@@ -177,9 +179,9 @@ class Requests:
         error = TransportTimeoutError(
             f"The request was not sent: the connection to the server {self._exchange.url} is lost and was not renewed"
             f" in time. It is still being tried, send the request again; the last attempt failed with:"
-            f" {self._session.last_error}"
+            f" {self._session.recovery.last_error}"
         )
-        error.__cause__ = self._session.last_error
+        error.__cause__ = self._session.recovery.last_error
         return error
 
     def _closing_error(self) -> TransportInvalidOperation:
@@ -238,9 +240,9 @@ class Requests:
         :param client_ids: more of them, besides those that the session has left
         """
         now = self._loop.time()
-        for client_id in (*self._session.left_behind, *client_ids):
+        for client_id in (*self._session.recovery.left_behind, *client_ids):
             self._left.setdefault(client_id, now + GOODBYE_PATIENCE)
-        self._session.left_behind.clear()
+        self._session.recovery.left_behind.clear()
         for client_id, until in list(self._left.items()):
             message = self._session.disconnect_message(client_id)
             task = self.run(self._exchange.send(message, stale=True), "aiosfstream goodbye")
@@ -256,7 +258,7 @@ class Requests:
     @property
     def owes_goodbyes(self) -> bool:
         """Whether the server still keeps a session that was left, as far as is known."""
-        return bool(self._left or self._session.left_behind)
+        return bool(self._left or self._session.recovery.left_behind)
 
 
 def _error_of(result: JsonObject | Failure) -> Exception:

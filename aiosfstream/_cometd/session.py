@@ -9,15 +9,13 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
-from copy import copy
-from enum import Enum, auto
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final
 
 from aiocometd.typing import JsonObject
 
 from .._http.failures import Failure, Trouble
 from ..events import ConnectionEvent, ConnectionEventKind
-from ..exceptions import AuthenticationError, ReplayError, ServerError, TransportError
+from ..exceptions import ReplayError, ServerError, TransportError
 from .channels import Channels, Subscription, Ticket
 from .messages import (
     CONNECT,
@@ -32,7 +30,9 @@ from .messages import (
     refusal,
 )
 from .pace import Pace
-from .retry import Delays, RetryPolicy
+from .recovery import Recovery
+from .renewal import Renewal
+from .retry import RetryPolicy
 from .salesforce import (
     NEW_EVENTS,
     ReplayId,
@@ -43,101 +43,14 @@ from .salesforce import (
     judge_request,
     judge_session,
 )
+from .states import Action, Host, Sequel, State, Step
 
 LOGGER = logging.getLogger(__name__)
 
-#: Renewals in a row because of refused cookies.
-MAX_COOKIE_RENEWALS: Final = 3
-#: Attempts to read the storage during one renewal before the application hears of it.
-MAX_STORAGE_ATTEMPTS: Final = 3
-#: Seconds for which tokens that are refused are asked for again, if the application has set no limit.
-REFUSAL_PATIENCE: Final = 60.0
+#: So often an answer that cannot be read is asked for, before what is in it is skipped.
+MAX_UNREADABLE: Final = 3
 
 _ENDED: Final = "Connection closed by the server for good; open the client again to go on"
-
-
-class State(Enum):
-    """Where the session stands."""
-
-    #: There is none yet, or it was lost: a handshake comes next.
-    NO_SESSION = auto()
-    #: The token was refused: logging in comes next.
-    NO_TOKEN = auto()
-    #: The server knows this client; channels of the session before are subscribed again.
-    RESUBSCRIBING = auto()
-    #: The channels are subscribed; no connect has been answered since.
-    CONNECTING = auto()
-    #: The last connect was successful.
-    CONNECTED = auto()
-    #: Going on would not help; waiting until the application asks for another attempt.
-    PARKED = auto()
-    #: It has ended for good.
-    STOPPED = auto()
-
-
-class Action(Enum):
-    """What the transport can do for the session."""
-
-    AUTHENTICATE = auto()
-    HANDSHAKE = auto()
-    SUBSCRIBE = auto()
-    CONNECT = auto()
-    PARK = auto()
-    STOP = auto()
-
-
-_ACTIONS: Final = {
-    State.NO_SESSION: Action.HANDSHAKE,
-    State.NO_TOKEN: Action.AUTHENTICATE,
-    State.RESUBSCRIBING: Action.SUBSCRIBE,
-    State.CONNECTING: Action.CONNECT,
-    State.CONNECTED: Action.CONNECT,
-    State.PARKED: Action.PARK,
-    State.STOPPED: Action.STOP,
-}
-_ESTABLISHED: Final = (State.CONNECTING, State.CONNECTED)
-
-
-class Step(NamedTuple):
-    """What comes next.
-
-    :ivar action: what to do
-    :ivar delay: seconds to wait before
-    """
-
-    action: Action
-    delay: float = 0.0
-
-
-class Sequel(Enum):
-    """What follows the answer to a request beside the connect."""
-
-    #: Nothing.
-    DONE = auto()
-    #: It is sent again, with the fallback.
-    AT_ONCE = auto()
-    #: It may be sent again once the session is renewed.
-    RENEWED = auto()
-
-
-class Host(Protocol):
-    """Whose session it is: what the engine needs of it."""
-
-    @property
-    def connection_timeout(self) -> float | None:
-        """Seconds that the connection may be lost; None or 0: for ever."""
-
-    def fallback_for(self, channel: str) -> ReplayId:
-        """Give the id to use in place of one that is refused, or None for "report it"."""
-
-    def first_after_fallback(self, message: JsonObject) -> None:
-        """Store the marker of *message* whatever is stored: that has been shown to be of no use."""
-
-    async def log_in(self, refused: str | None) -> str:
-        """Get a new token, unless another one than the header value *refused* is in use already.
-
-        :return: the URL to go on with
-        """
 
 
 class Session:
@@ -162,92 +75,65 @@ class Session:
         poll_timeout: float | None = None,
     ) -> None:
         self._host = host
-        self._report = report
-        self._policy = policy
         self._poll_timeout = poll_timeout
-        self._delays = Delays(policy, rng)
-        self._pace = Pace()
         self.channels = Channels(limit, host.first_after_fallback)
-        self.state = State.NO_SESSION
-        #: Whether a failure ends the attempt, since the application waits for the outcome.
-        self.opening = True
-        self.client_id: str | None = None
+        self.recovery = Recovery(host, report, policy, rng, self._leave)
         #: Which session answers belong to; those of an earlier one are not used.
         self.epoch = 0
         self.advice: JsonObject = {}
         #: Last reply to a connect.
         self.last_connect: JsonObject | None = None
-        #: Errors for the application, until the transport takes them.
-        self.errors: list[Exception] = []
-        #: The end of the session, once it has ended for good.
-        self.stop_error: Exception | None = None
-        #: When the connection was lost, by the caller's clock; None while all is well.
-        self.lost_since: float | None = None
-        self.last_error: Exception | None = None
-        #: The ids of sessions that were given up from this side: the server still keeps them.
-        self.left_behind: list[str] = []
-        self.clear_cookies = False
-        self._delay = 0.0
+        self._pace = Pace()
+        self._renewal = Renewal()
         self._message_id = 0
-        self._to_resubscribe: list[Subscription] = []
-        # Refused for now -> when they are tried again.
-        self._deferred: dict[Subscription, float] = {}
         self._server_left = False
-        self._renewed_while_opening = False
-        self._connected_at: float | None = None
-        self._cookie_renewals = 0
-        self._storage_attempts = 0
-        # How often a person was told that only they can help.
-        self._refusals = 0
-        self._waits_for_person = False
-        # The first refusal of a token since the last connection, and when it came.
-        self._first_refusal: tuple[Exception, float] | None = None
-        # Whether an instance has said that the org is not there, and when it was last looked for.
-        self._is_gone = False
-        self._silent_since: float | None = None
-        self._relocated_at: float | None = None
-        self._relocations = 0
+        # What the last answer that could not be read had in it, and how often that came in a row.
+        self._unreadable = b""
+        self._times_unreadable = 0
 
     # What comes next
+
+    @property
+    def state(self) -> State:
+        """Where it stands."""
+        return self.recovery.state
 
     def next_step(self, now: float = 0.0) -> Step:
         """Give the next step, and with it the delay before, which is then used up.
 
         :param now: the time, in seconds
         """
-        delay, self._delay = self._delay, 0.0
-        if self.state is State.CONNECTED and any(due <= now for due in self._deferred.values()):
-            return Step(Action.SUBSCRIBE, delay)
-        return Step(_ACTIONS[self.state], delay)
-
-    @property
-    def deferred(self) -> list[str]:
-        """The channels that are refused for now and will be tried again."""
-        return [subscription.channel for subscription in self._deferred]
+        action, delay = self.recovery.next_step()
+        if self.state is State.RESUBSCRIBING and self._renewal.probed is not None:
+            action = Action.CONNECT
+        elif self.state is State.CONNECTED and self._renewal.due(now):
+            action = Action.SUBSCRIBE
+        return Step(action, delay)
 
     @property
     def established(self) -> bool:
         """Whether requests beside the connect make sense: the server should know this client."""
-        return self.state in _ESTABLISHED
+        return self.state in (State.CONNECTING, State.CONNECTED)
+
+    @property
+    def may_connect(self) -> bool:
+        """Whether a connect makes sense."""
+        return self.established or self._renewal.probed is not None
 
     @property
     def waits_for_credentials(self) -> bool:
-        """Whether the application has been told that the credentials are refused."""
-        return self.state is State.PARKED or self._waits_for_person
+        """Whether the application has been told that only a person can help."""
+        return self.state is State.PARKED or self.recovery.waits_for_person
+
+    @property
+    def deferred(self) -> list[str]:
+        """The channels that are refused for now and will be tried again."""
+        return self._renewal.deferred
 
     @property
     def hold(self) -> float:
         """Seconds that the server may hold a connect, as the advice says."""
         return hold_of(self.advice) if self.advice else DEFAULT_HOLD
-
-    @property
-    def _interval(self) -> float:
-        return interval_of(self.advice) if self.advice else 0.0
-
-    def _enter(self, state: State, reason: object) -> None:
-        if state is not self.state:
-            LOGGER.debug("session: %s -> %s: %s", self.state.name, state.name, reason)
-            self.state = state
 
     # Outgoing messages
 
@@ -257,7 +143,7 @@ class Session:
         Salesforce sends none in its reply; with an old ``reconnect: handshake`` still in force the
         client would handshake for ever.
         """
-        self.advice = {}
+        self._advise({})
         return self._message(
             HANDSHAKE,
             version="1.0",
@@ -270,7 +156,9 @@ class Session:
 
         :param now: the time, in seconds
         """
-        message = self._message(CONNECT, clientId=self.client_id, connectionType="long-polling")
+        message = self._message(
+            CONNECT, clientId=self.recovery.client_id, connectionType="long-polling"
+        )
         hold = self._hold_asked_for(now)
         if hold is not None:
             message["advice"] = {"timeout": round(hold * 1000)}
@@ -288,27 +176,29 @@ class Session:
         """Give the seconds that the server is asked to hold a connect, or None for its own choice."""
         if self.state is not State.CONNECTED:
             return 0.0
-        wishes = [] if self._poll_timeout is None else [self._poll_timeout]
-        if self._deferred:
-            # Back in time for the channels that are to be tried again.
-            wishes.append(min(max(min(self._deferred.values()) - now, 0.1), self.hold))
-        return min(wishes, default=None)
+        # Back in time for the channels that are to be tried again.
+        until = self._renewal.seconds_left(now)
+        wishes = [self._poll_timeout, None if until is None else min(max(until, 0.1), self.hold)]
+        return min((wish for wish in wishes if wish is not None), default=None)
 
     def subscribe_message(self, subscription: Subscription) -> JsonObject:
         """Build a subscribe; :meth:`Channels.stamp` adds the replay id after the extensions."""
-        return self._message(SUBSCRIBE, clientId=self.client_id, subscription=subscription.channel)
+        return self._client_message(SUBSCRIBE, subscription=subscription.channel)
 
     def unsubscribe_message(self, channel: str) -> JsonObject:
         """Build an unsubscribe."""
-        return self._message(UNSUBSCRIBE, clientId=self.client_id, subscription=channel)
+        return self._client_message(UNSUBSCRIBE, subscription=channel)
 
     def publish_message(self, channel: str, data: JsonObject) -> JsonObject:
         """Build a publish."""
-        return self._message(channel, clientId=self.client_id, data=data)
+        return self._client_message(channel, data=data)
 
     def disconnect_message(self, client_id: str) -> JsonObject:
         """Build a disconnect."""
         return self._message(DISCONNECT, clientId=client_id)
+
+    def _client_message(self, channel: str, **fields: Any) -> JsonObject:
+        return self._message(channel, clientId=self.recovery.client_id, **fields)
 
     def _message(self, channel: str, **fields: Any) -> JsonObject:
         # Never reset: an answer of an earlier session must not fit a request of this one.
@@ -359,7 +249,7 @@ class Session:
         """
         reply = find_reply(others, ticket.request)
         if ticket.epoch == self.epoch:
-            self._silent_since = None
+            self.recovery.instance.answers()
             for message in others:
                 self._take_meta(message, reply)
         return reply
@@ -376,7 +266,11 @@ class Session:
             )
         advice = message.get("advice")
         if isinstance(advice, dict) and (message is reply or channel == CONNECT):
-            self.advice = advice
+            self._advise(advice)
+
+    def _advise(self, advice: JsonObject) -> None:
+        self.advice = advice
+        self.recovery.interval = interval_of(advice) if advice else 0.0
 
     # What came of a step
 
@@ -384,35 +278,29 @@ class Session:
         """Take the outcome of a handshake."""
         self._server_left = False
         if isinstance(result, Failure):
-            self._failed(result, now)
+            self.recovery.failed(result, now)
             return
         verdict = judge_session(result)
         client_id = result.get("clientId")
         if not result["successful"]:
-            self._recover(verdict, refusal(result), now)
+            self.recovery.recover(verdict, refusal(result), now)
         elif verdict is Verdict.FAREWELL:
-            self._stop(ServerError(_ENDED, result))
+            self.recovery.stop(ServerError(_ENDED, result))
         elif not isinstance(client_id, str) or not client_id:
             error = TransportError(
                 "The reply to /meta/handshake holds no clientId; check that the URL is that of a CometD server"
             )
-            self._recover(Verdict.RENEW_LOST, error, now)
+            self.recovery.recover(Verdict.RENEW_LOST, error, now)
         else:
             self._begin(client_id)
 
     def _begin(self, client_id: str) -> None:
         self.epoch += 1
-        self.client_id = client_id
-        self.clear_cookies = False
-        self._deferred.clear()
-        self._to_resubscribe = list(self.channels.subscriptions.values())
-        for subscription in self._to_resubscribe:
-            subscription.fell_back = False
-        self._enter(
-            State.RESUBSCRIBING if self._to_resubscribe else State.CONNECTING, "handshake done"
-        )
-        if not self.opening:
-            self._report(ConnectionEvent(ConnectionEventKind.SESSION_RENEWED))
+        one_by_one = self._times_unreadable >= MAX_UNREADABLE
+        self._renewal.begin(self.channels.subscriptions.values(), one_by_one=one_by_one)
+        pending = self._renewal.pending
+        self.recovery.enter(State.RESUBSCRIBING if pending else State.CONNECTING, "handshake done")
+        self.recovery.begun(client_id)
 
     def connect_done(
         self,
@@ -440,43 +328,63 @@ class Session:
             return
         self.last_connect = result
         verdict = judge_session(result)
-        if self._server_left and verdict in (
-            Verdict.PROCEED,
-            Verdict.RETRY,
-            Verdict.RENEW,
-            Verdict.STOP,
-        ):
+        if self._server_left and verdict in _FAREWELLS:
             verdict = Verdict.FAREWELL
         if verdict is Verdict.PROCEED:
             self._connected(now, events)
-            self._delay = self._pace.next_delay(result, self.advice, events, elapsed, hold)
+            delay = self._pace.next_delay(result, self.advice, events, elapsed, hold)
+            self.recovery.connect_after(delay)
         elif verdict is Verdict.STOP:
-            self._stop(ServerError(_ENDED, result))
+            self.recovery.stop(ServerError(_ENDED, result))
         else:
-            self._recover(verdict, _connect_error(verdict, result), now)
+            self._recover(verdict, result, now)
 
     def _connected(self, now: float, events: int) -> None:
-        if self._connected_at is None:
-            self._connected_at = now
-        if events or now - self._connected_at >= self._policy.settled:
-            self._delays.reset()
-        self._refusals = 0
-        self._waits_for_person = False
-        self._first_refusal = None
-        self._cookie_renewals = 0
-        self._is_gone = False
-        self._relocated_at = None
-        self._relocations = 0
-        was_connected = self.state is State.CONNECTED
-        self._enter(State.CONNECTED, "connect answered")
-        if not self._deferred:
-            self._note_recovery(report=not was_connected or self.lost_since is not None)
+        if self._renewal.probed is not None:
+            # Its events could be read.
+            self._renewal.probed = None
+            return
+        self._times_unreadable = 0
+        self.recovery.connected(now, events=events, complete=not self._renewal.deferred)
 
-    def _note_recovery(self, *, report: bool) -> None:
-        self.last_error = None
-        self.lost_since = None
-        if report:
-            self._report(ConnectionEvent(ConnectionEventKind.CONNECTED))
+    def _recover(self, verdict: Verdict, reply: JsonObject, now: float) -> None:
+        """Recover from what a reply says."""
+        error = refusal(reply)
+        if verdict is Verdict.FAREWELL:
+            error = ServerError("The server ended the session; the client renews it", reply)
+        self._server_left = False
+        self.recovery.recover(verdict, error, now)
+
+    def _failed(self, failure: Failure, now: float, channel: Subscription | None = None) -> None:
+        """Take a request without a usable answer, which may have had events in it.
+
+        :param channel: the one channel whose events these are, if it is one
+        """
+        if failure.trouble is Trouble.UNREADABLE:
+            same = failure.digest == self._unreadable
+            self._unreadable = failure.digest
+            self._times_unreadable = self._times_unreadable + 1 if same else 1
+            suspect = channel or self._renewal.probed
+            if suspect is not None and self._times_unreadable > MAX_UNREADABLE:
+                self._skip(suspect, failure.error)
+        self.recovery.failed(failure, now)
+
+    def _skip(self, subscription: Subscription, cause: TransportError) -> None:
+        """Go on with the new events of a channel, since those before cannot be read."""
+        replay_id = subscription.resume
+        error = ServerError(
+            f"Events on {subscription.channel} after replay id {replay_id!r:.200} cannot be read and are skipped, the"
+            f" subscription goes on with new events; fetch what is missing in another way. {cause}",
+            None,
+        )
+        error.replay_id = replay_id
+        error.__cause__ = cause
+        self._times_unreadable = 0
+        self.channels.fall_back(subscription, NEW_EVENTS)
+        self.recovery.errors.append(error)
+        self._report_channel(
+            ConnectionEventKind.FALLBACK_USED, subscription, NEW_EVENTS, error=error
+        )
 
     # Subscribing again
 
@@ -485,37 +393,32 @@ class Session:
 
         :param now: the time, in seconds
         """
-        wanted = self.channels.subscriptions
-        due = [one for one, time in self._deferred.items() if time <= now]
-        for subscription in [*self._to_resubscribe, *due]:
-            if wanted.get(subscription.channel) is subscription:
+        for subscription in self._renewal.due(now):
+            if self.channels.subscriptions.get(subscription.channel) is subscription:
                 if not subscription.fell_back:
                     subscription.aim()
                 return subscription
             self._settle(subscription)
         if self.state is State.RESUBSCRIBING:
-            self._enter(State.CONNECTING, "all channels subscribed")
+            self.recovery.enter(State.CONNECTING, "all channels subscribed")
         return None
 
     def _settle(self, subscription: Subscription) -> None:
-        """Note that nothing more is to be done about subscribing a channel again."""
-        if subscription in self._to_resubscribe:
-            self._to_resubscribe.remove(subscription)
-        if self._deferred.pop(subscription, None) is not None and not self._deferred:
-            self._note_recovery(report=self.state is State.CONNECTED)
+        if self._renewal.settle(subscription) and self.state is State.CONNECTED:
+            self.recovery.recovered()
 
     def resubscribe_done(
         self, subscription: Subscription, result: JsonObject | Failure, now: float
     ) -> None:
         """Take the outcome of subscribing a channel again in a new session."""
         if isinstance(result, Failure):
-            self._failed(result, now)
+            self._failed(result, now, subscription)
             return
         verdict = judge_channel(result)
         if ends_session(verdict):
-            self._recover(verdict, refusal(result), now)
+            self._recover(verdict, result, now)
         elif verdict is Verdict.PROCEED:
-            self._storage_attempts = 0
+            self.recovery.storage_answered()
             self._resumed(subscription, now)
         elif self._server_left:
             # Whatever it says of the channel, it says of a session that is gone.
@@ -525,36 +428,29 @@ class Session:
         elif not (verdict is Verdict.FALL_BACK and self._fall_back(subscription, result)):
             self._lose_channel(subscription, result)
         if self._server_left:
-            self._recover(Verdict.FAREWELL, _connect_error(Verdict.FAREWELL, result), now)
+            self._recover(Verdict.FAREWELL, result, now)
 
     def _resumed(self, subscription: Subscription, now: float) -> None:
         self._settle(subscription)
+        lost_since = self.recovery.lost_since
         # Only now is it known what the storage had. A fallback has been reported already.
         from_now_on = subscription.sent_start in (None, NEW_EVENTS) and not subscription.fell_back
-        if from_now_on and self.lost_since is not None:
+        if from_now_on and lost_since is not None:
             LOGGER.warning(
                 "%s is subscribed again for new events only, since none was received before: what was"
                 " published in the last %.1f seconds is not delivered; subscribe with a replay id or"
                 " keep markers to have it",
                 subscription.channel,
-                now - self.lost_since,
+                now - lost_since,
             )
-        self._report(
-            ConnectionEvent(
-                ConnectionEventKind.CHANNEL_RESUMED,
-                channel=subscription.channel,
-                replay_id=subscription.stamp,
-            )
-        )
+        self._report_channel(ConnectionEventKind.CHANNEL_RESUMED, subscription, subscription.stamp)
 
     def _defer(self, subscription: Subscription, error: ServerError, now: float) -> None:
         """Try a channel again later, while the others go on."""
-        if subscription in self._to_resubscribe:
-            self._to_resubscribe.remove(subscription)
-        self._note_loss(error, now)
-        delay = self._delays.busy(subscription.channel)
-        self._deferred[subscription] = now + delay
-        self._report_retry(delay, error, channel=subscription.channel)
+        self.recovery.note_loss(error, now)
+        delay = self.recovery.delays.busy(subscription.channel)
+        self._renewal.defer(subscription, now + delay)
+        self.recovery.report_retry(delay, error, channel=subscription.channel)
 
     def _fall_back(self, subscription: Subscription, reply: JsonObject) -> bool:
         """Try another starting point, once."""
@@ -564,13 +460,8 @@ class Session:
         if fallback is None:
             return False
         self.channels.fall_back(subscription, fallback)
-        self._report(
-            ConnectionEvent(
-                ConnectionEventKind.FALLBACK_USED,
-                channel=subscription.channel,
-                error=refusal(reply),
-                replay_id=fallback,
-            )
+        self._report_channel(
+            ConnectionEventKind.FALLBACK_USED, subscription, fallback, error=refusal(reply)
         )
         return True
 
@@ -585,70 +476,28 @@ class Session:
             reply,
         )
         error.replay_id = replay_id
-        self.errors.append(error)
-        self._report(
-            ConnectionEvent(
-                ConnectionEventKind.CHANNEL_LOST,
-                channel=subscription.channel,
-                error=error,
-                replay_id=replay_id,
-            )
+        self.recovery.errors.append(error)
+        self._report_channel(ConnectionEventKind.CHANNEL_LOST, subscription, replay_id, error=error)
+
+    def _report_channel(
+        self,
+        kind: ConnectionEventKind,
+        subscription: Subscription,
+        replay_id: ReplayId,
+        error: ServerError | None = None,
+    ) -> None:
+        event = ConnectionEvent(
+            kind, channel=subscription.channel, error=error, replay_id=replay_id
         )
+        self.recovery.report(event)
 
     def storage_failed(self, error: ReplayError, now: float) -> None:
         """Take the failure of a marker storage that was read for a channel without a resume point."""
-        self._note_loss(error, now)
-        self._storage_attempts += 1
-        if self._storage_attempts % MAX_STORAGE_ATTEMPTS == 0:
-            self._park(error)
-        else:
-            self._retry_after(self._delays.network("storage"), error)
+        self.recovery.storage_failed(error, now)
 
-    # Logging in
-
-    def authenticated(self, now: float) -> None:
-        """Note that there is a new token."""
-        if self._waits_for_person:
-            # The application knows why it took so long.
-            self.lost_since = now
-        self._waits_for_person = False
-        self._enter(State.NO_SESSION, "logged in")
-        self._report(ConnectionEvent(ConnectionEventKind.REAUTHENTICATED))
-
-    def authentication_failed(self, error: AuthenticationError, now: float) -> None:
-        """Take the failure of a new log-in."""
-        looks_for_instance = error.retryable and self._first_refusal is None
-        # Why the instance does not answer says more than that the login host does not either.
-        known = self.last_error if looks_for_instance else None
-        self._note_loss(known or error, now)
-        if self.opening:
-            self._stop(error)
-        elif not error.retryable:
-            self._park(self._with_first_reason(error))
-        else:
-            self._waits_for_person = False
-            if looks_for_instance:
-                # The token may still be good: the instance is asked again as well.
-                self._enter(State.NO_SESSION, error)
-            limited = _wait_asked_for(error) is not None or _is_rate_limit(error)
-            delay = self._delays.busy("login") if limited else self._delays.network("login")
-            self._retry_after(max(delay, _wait_asked_for(error) or 0.0), error)
-
-    def unpark(self, now: float = 0.0) -> None:
-        """Try again, since the application asks for it."""
-        if self.state is not State.PARKED:
-            return
-        needs_token = isinstance(self.last_error, AuthenticationError)
-        needs_person = needs_token or isinstance(self.last_error, ReplayError)
-        self._delay = self._delays.refused(self._refusals) if needs_person else 0.0
-        self._waits_for_person = needs_person
-        if needs_token:
-            # What follows is one log-in; another refusal is told at once.
-            error = self.last_error
-            self._first_refusal = (error, float("-inf")) if error is not None else None
-        self._enter(
-            State.NO_TOKEN if needs_token else State.NO_SESSION, "the application asks again"
-        )
+    def disturbed(self, error: TransportError, now: float) -> None:
+        """Take a step that was ended by something else than its outcome: what came of it is lost."""
+        self.recovery.recover(Verdict.RENEW_LOST, error, now)
 
     # Requests beside the connect
 
@@ -686,257 +535,36 @@ class Session:
     def _sequel(
         self, verdict: Verdict, result: JsonObject | Failure, epoch: int, now: float
     ) -> Sequel:
-        """Have the session renewed if a request has shown that it has to be."""
+        """Have the session renewed if a request has shown that it is of no use."""
         is_present = epoch == self.epoch
         if isinstance(result, Failure):
             if is_present and verdict in (Verdict.LOG_IN, Verdict.RENEW_LOST):
-                self._recover(verdict, result.error, now, result.retry_after)
+                self.recovery.recover(verdict, result.error, now, result.retry_after)
                 # Whether the server has acted on a lost request is not known: it is not repeated.
                 return Sequel.RENEWED if verdict is Verdict.LOG_IN else Sequel.DONE
             return Sequel.DONE
         if ends_session(verdict):
             # A session that has been given up already tells nothing new.
             if is_present:
-                self._recover(verdict, refusal(result), now)
+                self._recover(verdict, result, now)
             return Sequel.RENEWED
         if self._server_left and is_present:
-            self._recover(Verdict.FAREWELL, _connect_error(Verdict.FAREWELL, result), now)
+            self._recover(Verdict.FAREWELL, result, now)
             return Sequel.DONE if verdict is Verdict.PROCEED else Sequel.RENEWED
         return Sequel.DONE
 
-    # Recovery
-
-    def _failed(self, failure: Failure, now: float) -> None:
-        verdict = judge_failure(failure)
-        if not self.opening and self._is_silent_too_long(failure, now):
-            self._note_loss(failure.error, now)
-            self._relocate(failure.error, now)
-        else:
-            self._recover(verdict, failure.error, now, failure.retry_after)
-
-    def _note_loss(self, error: Exception, now: float) -> None:
-        self.last_error = error
-        self._connected_at = None
-        if self.lost_since is None:
-            self.lost_since = now
-            if not self.opening:
-                self._report(ConnectionEvent(ConnectionEventKind.CONNECTION_LOST, error=error))
-
-    def _recover(
-        self, verdict: Verdict, error: Exception, now: float, retry_after: float | None = None
-    ) -> None:
-        """Decide what a failure leads to: the one place where that is done."""
-        kind = (self.state, verdict)
-        self._note_loss(error, now)
-        self._server_left = False
-        if self.opening and not self._worth_another_try(verdict):
-            self._stop(self._with_first_reason(error) if verdict is Verdict.LOG_IN else error)
-        elif verdict is Verdict.STOP:
-            self._stop(error)
-        elif verdict is Verdict.LOG_IN:
-            self._log_in_again(error, now, kind)
-        elif verdict is Verdict.RELOCATE:
-            if self._is_gone:
-                # The new answer says the same.
-                self._stop(error)
-            else:
-                self._is_gone = True
-                self._relocate(error, now)
-        elif verdict in (Verdict.RETRY, Verdict.WAIT):
-            self._try_again(verdict, error, kind, retry_after)
-        else:
-            self._renew(verdict, error, kind, retry_after)
-
-    def _worth_another_try(self, verdict: Verdict) -> bool:
-        """While it opens, a client makes up for one refused token and for one lost session only."""
-        if verdict is Verdict.LOG_IN:
-            return self._first_refusal is None
-        renews = verdict in (Verdict.RENEW, Verdict.RENEW_COOKIES, Verdict.FAREWELL)
-        if renews and not self._renewed_while_opening:
-            self._renewed_while_opening = True
-            return True
-        return False
-
-    def _try_again(
-        self, verdict: Verdict, error: Exception, kind: object, retry_after: float | None
-    ) -> None:
-        if self.state is State.CONNECTED:
-            self._enter(State.CONNECTING, error)
-        delay = self._delays.busy(kind) if verdict is Verdict.WAIT else self._delays.network(kind)
-        self._retry_after(max(delay, self._interval, retry_after or 0.0), error)
-
-    def _log_in_again(self, error: Exception, now: float, kind: object) -> None:
-        first, since = self._first_refusal or (error, now)
-        self._first_refusal = first, since
-        self._leave(notify=True)
-        delay = self._delays.first_at_once(kind)
-        if first is not error and now + delay - since >= self._patience:
-            self._park(self._with_first_reason(error))
-        else:
-            self._enter(State.NO_TOKEN, error)
-            self._retry_after(delay, error)
-
-    @property
-    def _patience(self) -> float:
-        return self._host.connection_timeout or REFUSAL_PATIENCE
-
-    def _with_first_reason(self, error: Exception) -> Exception:
-        """Make the error that tells a person why the token was refused in the first place."""
-        if self._first_refusal is None:
-            return error
-        first, _ = self._first_refusal
-        if isinstance(error, AuthenticationError):
-            return error if first is error else _told(error, first)
-        refused = isinstance(error, ServerError) or getattr(error, "status", None) in (401, 403)
-        return token_refused(error, first) if refused else error
-
-    def _is_silent_too_long(self, failure: Failure, now: float) -> bool:
-        """Say whether the instance has been out of reach for so long that the org may have moved."""
-        if failure.trouble not in (Trouble.NOT_SENT, Trouble.LOST) or failure.status is not None:
-            return False
-        if self._silent_since is None:
-            self._silent_since = now
-        since = max(self._silent_since, self._relocated_at or self._silent_since)
-        patience = self._host.connection_timeout or self._policy.relocation
-        return now - since >= min(patience * 2.0**self._relocations, self._policy.refused_cap)
-
-    def _relocate(self, error: Exception, now: float) -> None:
-        """Log in again to learn where the org is now."""
-        self._relocated_at = now
-        self._relocations += 1
-        self._leave(notify=False)
-        self._enter(State.NO_TOKEN, error)
-        self._retry_after(self._delays.first_at_once("relocation"), error)
-
-    def _renew(
-        self, verdict: Verdict, error: Exception, kind: object, retry_after: float | None
-    ) -> None:
-        # Whoever does not know the session, or has ended it, need not be told that it is left.
-        self._leave(notify=verdict in (Verdict.RENEW_LOST, Verdict.RENEW_LATER))
-        if verdict is Verdict.RENEW_COOKIES:
-            self._cookie_renewals += 1
-            if self._cookie_renewals > MAX_COOKIE_RENEWALS:
-                self._stop(error)
-                return
-            self.clear_cookies = True
-        self._enter(State.NO_SESSION, error)
-        self._retry_after(max(self._delay_of_renewal(verdict, kind), retry_after or 0.0), error)
-
-    def _delay_of_renewal(self, verdict: Verdict, kind: object) -> float:
-        if verdict is Verdict.RENEW_LATER:
-            return self._delays.busy(kind)
-        if verdict is Verdict.RENEW_LOST:
-            return self._delays.network(kind)
-        first = self._delays.attempts == 0
-        if verdict is Verdict.FAREWELL:
-            # Perhaps the server ends many sessions at once, whose clients should not all be back at once.
-            delay = self._delays.network(kind)
-            return min(delay, self._policy.farewell) if first else delay
-        return self._delays.first_at_once(kind)
-
-    def _retry_after(self, delay: float, error: Exception) -> None:
-        self._delay = delay
-        self._report_retry(delay, error)
-
-    def _report_retry(self, delay: float, error: Exception, channel: str | None = None) -> None:
-        if not self.opening:
-            self._report(
-                ConnectionEvent(
-                    ConnectionEventKind.RETRYING,
-                    channel=channel,
-                    error=error,
-                    attempt=self._delays.attempts,
-                    delay=delay,
-                )
-            )
-
-    def _leave(self, *, notify: bool) -> None:
-        """Give the session up; what its requests under way will bring is not used.
-
-        :param notify: whether the server may still keep the session, which takes one of the org's
-            client slots
-        """
-        if notify and self.client_id is not None:
-            self.left_behind.append(self.client_id)
-        self.client_id = None
-        self._deferred.clear()
+    def _leave(self) -> None:
+        """Give the session up: channels go back to where its requests under way started."""
+        self._renewal.end()
         self.channels.rewind(self.epoch)
         self.epoch += 1
 
-    def _park(self, error: Exception) -> None:
-        self.last_error = error
-        self._refusals += 1
-        self._leave(notify=True)
-        self._enter(State.PARKED, error)
-        self.errors.append(error)
-        self._report(ConnectionEvent(_kind_of(error), error=error))
 
-    def _stop(self, error: Exception) -> None:
-        # What requests under way bring must not set the session going again.
-        self._leave(notify=False)
-        self.last_error = self.stop_error = error
-        self._enter(State.STOPPED, error)
-
-    def disturbed(self, error: TransportError, now: float) -> None:
-        """Take a step that was ended by something else than its outcome: what came of it is lost."""
-        self._recover(Verdict.RENEW_LOST, error, now)
-
-    def suspended(self, error: TransportError) -> None:
-        """Take the end of the background task by somebody else: the application can start it again."""
-        self._park(error)
-
-    def crashed(self, error: TransportError) -> None:
-        """Take the end of the background task through a mistake in the program."""
-        self._stop(error)
+#: What a connect's reply may say in a session that the server has ended: it says goodbye in pieces.
+_FAREWELLS: Final = (Verdict.PROCEED, Verdict.RETRY, Verdict.RENEW, Verdict.STOP)
 
 
 def _judge_beside(request: Subscription | str | None, result: JsonObject | Failure) -> Verdict:
     if isinstance(result, Failure):
         return judge_failure(result)
     return judge_channel(result) if isinstance(request, Subscription) else judge_request(result)
-
-
-def _connect_error(verdict: Verdict, reply: JsonObject) -> ServerError:
-    if verdict is Verdict.FAREWELL:
-        return ServerError("The server ended the session; the client renews it", reply)
-    return refusal(reply)
-
-
-def token_refused(error: Exception, first: Exception) -> AuthenticationError:
-    """Make the error that tells that a token is refused although a new one was asked for.
-
-    :param error: the last refusal
-    :param first: the first one
-    """
-    refused = AuthenticationError(
-        "Authentication failed: the server refuses the token, also after logging in again; check that the"
-        f" user may use the API and the Streaming API, and the session settings. {first}"
-    )
-    refused.__cause__ = first
-    refused.status = getattr(error, "status", None)
-    return refused
-
-
-def _told(error: AuthenticationError, first: Exception) -> AuthenticationError:
-    """Tell with a refused log-in why there was one."""
-    told = copy(error)
-    text, *rest = error.args
-    told.args = (f"{text} A new log-in was needed because of: {first}", *rest)
-    told.__cause__ = error.__cause__ or first
-    return told
-
-
-def _kind_of(error: Exception) -> ConnectionEventKind:
-    if isinstance(error, ReplayError):
-        return ConnectionEventKind.STORAGE_FAILED
-    if isinstance(error, AuthenticationError):
-        return ConnectionEventKind.AUTHENTICATION_FAILED
-    return ConnectionEventKind.CONNECTION_LOST
-
-
-def _wait_asked_for(error: AuthenticationError) -> float | None:
-    return getattr(error, "retry_after", None)
-
-
-def _is_rate_limit(error: AuthenticationError) -> bool:
-    return "rate" in f"{error.error} {error.error_description}".lower()

@@ -31,7 +31,8 @@ from .exchange import Exchange, Settings
 from .mailbox import Mailbox, Signal
 from .requests import GOODBYE_TIMEOUT, Requests
 from .salesforce import ReplayId
-from .session import Action, Session, State
+from .session import Session
+from .states import Action, State
 
 LOGGER = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ class LongPollingTransport(Transport):
     @property
     def client_id(self) -> str | None:
         """The id that the server gave to the present session."""
-        return self._session.client_id
+        return self._session.recovery.client_id
 
     @property
     def subscriptions(self) -> set[str]:
@@ -155,7 +156,11 @@ class LongPollingTransport(Transport):
     def connected(self) -> bool:
         """Whether all is well: the session stands, and nothing is being closed."""
         session = self._session
-        return session.state is State.CONNECTED and session.lost_since is None and not self._closing
+        return (
+            session.state is State.CONNECTED
+            and session.recovery.lost_since is None
+            and not self._closing
+        )
 
     async def wait_for_state(self, state: TransportState) -> None:
         """Wait until the connection is in *state*."""
@@ -167,7 +172,7 @@ class LongPollingTransport(Transport):
     @property
     def stop_error(self) -> Exception | None:
         """Why the session has ended for good, if it has."""
-        return self._session.stop_error
+        return self._session.recovery.stop_error
 
     @property
     def is_alive(self) -> bool:
@@ -180,7 +185,7 @@ class LongPollingTransport(Transport):
         :param timeout: seconds that the connection may be lost; None or 0: for ever
         :return: the time, or None if it is not lost or nobody wants to know
         """
-        lost_since = self._session.lost_since
+        lost_since = self._session.recovery.lost_since
         if not timeout or lost_since is None or self._session.waits_for_credentials:
             return None
         counted_from = lost_since
@@ -192,22 +197,22 @@ class LongPollingTransport(Transport):
         """Make the error that reports the loss; the next one is due a whole time-out later."""
         self._timed_out_at = now = self._loop.time()
         session = self._session
-        seconds = 0.0 if session.lost_since is None else now - session.lost_since
+        seconds = 0.0 if session.recovery.lost_since is None else now - session.recovery.lost_since
         if session.deferred:
             what = f"Not subscribed to {', '.join(sorted(session.deferred)):.200} at {self.endpoint} for"
         else:
             what = f"Lost connection with the server {self.endpoint} for"
         error = TransportTimeoutError(
-            f"{what} {seconds:.1f} seconds; still trying, the last attempt failed with: {session.last_error}"
+            f"{what} {seconds:.1f} seconds; still trying, the last attempt failed with: {session.recovery.last_error}"
         )
-        error.__cause__ = session.last_error
+        error.__cause__ = session.recovery.last_error
         return error
 
     def try_again(self) -> None:
         """Try to recover once more, after the application has been told that it is needed."""
         if self._session.state is not State.PARKED:
             return
-        self._session.unpark()
+        self._session.recovery.unpark()
         self._signal.wake()
         if self._task is not None and self._task.done() and not self._closing:
             self._start_polling()
@@ -235,20 +240,20 @@ class LongPollingTransport(Transport):
         :raises TransportInvalidOperation: if there was no handshake, or it is connected already
         :raises AuthenticationError: if the token is refused, and a new one as well
         """
-        if not self._session.opening or self._session.client_id is None:
+        if not self._session.recovery.opening or self._session.recovery.client_id is None:
             raise TransportInvalidOperation(
                 f"Connecting to {self.endpoint} takes a handshake() first, and is done once: use another transport"
             )
         await self._advance(State.CONNECTED)
-        self._session.opening = False
+        self._session.recovery.opening = False
         self._context = copy_context()
         self._starter = self._loop.call_soon(self._give_way, context=self._context)
         return self._session.last_connect or {}
 
     async def _advance(self, *goal: State) -> None:
         while self._session.state not in goal:
-            if self._session.stop_error is not None:
-                raise self._session.stop_error
+            if self._session.recovery.stop_error is not None:
+                raise self._session.recovery.stop_error
             await self._step()
 
     async def subscribe(self, channel: str) -> JsonObject:
@@ -310,7 +315,7 @@ class LongPollingTransport(Transport):
         except asyncio.CancelledError:
             if self._closing:
                 raise
-            self._session.suspended(self._cancelled_error("the task of the connection"))
+            self._session.recovery.park(self._cancelled_error("the task of the connection"))
         except Exception as bug:
             LOGGER.exception(
                 "The connection to %s ends because of an unexpected error; open the client again, and report it",
@@ -321,7 +326,7 @@ class LongPollingTransport(Transport):
                 " client again, and report it"
             )
             error.__cause__ = bug
-            self._session.crashed(error)
+            self._session.recovery.stop(error)
         self._pass_on()
 
     async def _step(self) -> None:
@@ -345,7 +350,7 @@ class LongPollingTransport(Transport):
     def _pass_on(self) -> None:
         """Give the application what the last step brought, and wake whoever waits for a change."""
         session = self._session
-        errors, session.errors = session.errors, []
+        errors, session.recovery.errors = session.recovery.errors, []
         for error in errors:
             self._mailbox.fail(error)
         if session.state is not State.CONNECTED:
@@ -369,7 +374,7 @@ class LongPollingTransport(Transport):
             await _pause(delay)
             await self._wait_for_room()
             await self._store_markers()
-            if self._session.established:
+            if self._session.may_connect:
                 await self._connect()
         except asyncio.CancelledError:
             if not self._interrupted or self._task is None:
@@ -431,12 +436,12 @@ class LongPollingTransport(Transport):
         async with self._requests.turn:
             if self._requests.owes_goodbyes:
                 await self._requests.say_goodbye()
-            if session.clear_cookies and self.http_session is not None:
+            if session.recovery.clear_cookies and self.http_session is not None:
                 self.http_session.cookie_jar.clear()
             offered = [connection_type.value for connection_type in self._connection_types]
             result, _ = await self._exchange.send(session.handshake_message(offered))
             session.handshake_done(result, self._loop.time())
-        if isinstance(result, dict) and session.opening:
+        if isinstance(result, dict) and session.recovery.opening:
             self._last_handshake = result
             self._check_replay_support(result)
 
@@ -471,9 +476,9 @@ class LongPollingTransport(Transport):
         try:
             self._exchange.url = await self._settings.host.log_in(self._exchange.authorization)
         except AuthenticationError as error:
-            self._session.authentication_failed(error, self._loop.time())
+            self._session.recovery.authentication_failed(error, self._loop.time())
         else:
-            self._session.authenticated(self._loop.time())
+            self._session.recovery.authenticated(self._loop.time())
 
     async def _park(self, delay: float) -> None:
         await self._signal.changed()
@@ -491,7 +496,7 @@ class LongPollingTransport(Transport):
         self._begin_to_close()
         try:
             await self.end_tasks()
-            client_id = self._session.client_id
+            client_id = self._session.recovery.client_id
             present = [] if client_id is None else [client_id]
             if present or self._requests.owes_goodbyes:
                 goodbye = tasks.start(self._requests.say_goodbye(*present), "aiosfstream goodbye")
