@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
-from .channels import Subscription
+from aiocometd.typing import JsonObject
+
+from ..events import ConnectionEvent, ConnectionEventKind
+from ..exceptions import ServerError, TransportError
+from .channels import Channels, Subscription
+from .messages import refusal
+from .recovery import Recovery
+from .salesforce import NEW_EVENTS, ReplayId
+from .states import Host, State
+
+LOGGER = logging.getLogger(__name__)
 
 
 class Renewal:
@@ -12,9 +23,16 @@ class Renewal:
 
     Some may have been refused for now, by a limit or a busy server. They are tried again later, while
     the others go on.
+
+    :param host: has the fallback
+    :param channels: what each channel has received
+    :param recovery: the states of the session
     """
 
-    def __init__(self) -> None:
+    def __init__(self, host: Host, channels: Channels, recovery: Recovery) -> None:
+        self._host = host
+        self._channels = channels
+        self._recovery = recovery
         self._waiting: list[Subscription] = []
         self._deferred: dict[Subscription, float] = {}
         # Whether channels are subscribed one by one, with a connect after each.
@@ -65,8 +83,8 @@ class Renewal:
         """
         return min((time - now for time in self._deferred.values()), default=None)
 
-    def settle(self, subscription: Subscription) -> bool:
-        """Note that nothing more is to be done about a channel; say whether it was the last deferred one.
+    def settle(self, subscription: Subscription) -> None:
+        """Note that nothing more is to be done about a channel.
 
         :param subscription: the channel
         """
@@ -74,14 +92,93 @@ class Renewal:
             self._waiting.remove(subscription)
             if self._one_by_one:
                 self.probed = subscription
-        return self._deferred.pop(subscription, None) is not None and not self._deferred
+        was_deferred = self._deferred.pop(subscription, None) is not None
+        if was_deferred and not self._deferred and self._recovery.state is State.CONNECTED:
+            self._recovery.recovered()
 
-    def defer(self, subscription: Subscription, due: float) -> None:
-        """Have a channel tried again later.
+    def skip(self, subscription: Subscription, cause: TransportError) -> None:
+        """Go on with the new events of a channel, since those before cannot be read."""
+        replay_id = subscription.resume
+        error = ServerError(
+            f"Events on {subscription.channel} after replay id {replay_id!r:.200} cannot be read and are skipped, the"
+            f" subscription goes on with new events; fetch what is missing in another way. {cause}",
+            None,
+        )
+        error.replay_id = replay_id
+        error.__cause__ = cause
+        self._channels.fall_back(subscription, NEW_EVENTS)
+        self._recovery.errors.append(error)
+        self._report(ConnectionEventKind.FALLBACK_USED, subscription, NEW_EVENTS, error=error)
+
+    def resumed(self, subscription: Subscription, now: float) -> None:
+        """Note that a channel is subscribed again.
 
         :param subscription: the channel
-        :param due: when, by the same clock as :meth:`due`
+        :param now: the time, in seconds
         """
+        self.settle(subscription)
+        lost_since = self._recovery.lost_since
+        # Only now is it known what the storage had. A fallback has been reported already.
+        from_now_on = subscription.sent_start in (None, NEW_EVENTS) and not subscription.fell_back
+        if from_now_on and lost_since is not None:
+            LOGGER.warning(
+                "%s is subscribed again for new events only, since none was received before: what was"
+                " published in the last %.1f seconds is not delivered; subscribe with a replay id or"
+                " keep markers to have it",
+                subscription.channel,
+                now - lost_since,
+            )
+        self._report(ConnectionEventKind.CHANNEL_RESUMED, subscription, subscription.stamp)
+
+    def defer(self, subscription: Subscription, error: ServerError, now: float) -> None:
+        """Try a channel again later, while the others go on."""
+        self._recovery.note_loss(error, now)
+        delay = self._recovery.delays.busy(subscription.channel)
         if subscription in self._waiting:
             self._waiting.remove(subscription)
-        self._deferred[subscription] = due
+        self._deferred[subscription] = now + delay
+        self._recovery.report_retry(delay, error, channel=subscription.channel)
+
+    def fall_back(self, subscription: Subscription, reply: JsonObject) -> bool:
+        """Try another starting point, once."""
+        if subscription.fell_back:
+            return False
+        fallback = self._host.fallback_for(subscription.channel)
+        if fallback is None:
+            return False
+        self._channels.fall_back(subscription, fallback)
+        self._report(
+            ConnectionEventKind.FALLBACK_USED, subscription, fallback, error=refusal(reply)
+        )
+        return True
+
+    def lose(self, subscription: Subscription, reply: JsonObject) -> None:
+        """Give a channel up that is refused for good, and tell the application.
+
+        :param subscription: the channel
+        :param reply: the refusal
+        """
+        self.settle(subscription)
+        self._channels.give_up(subscription)
+        replay_id = subscription.resume
+        where = "" if replay_id is None else f", which resumes after replay id {replay_id!r:.200}"
+        error = ServerError(
+            f"Channel {subscription.channel} cannot be resumed and is not subscribed any more;"
+            f" subscribe to it again{where}, or with another replay option",
+            reply,
+        )
+        error.replay_id = replay_id
+        self._recovery.errors.append(error)
+        self._report(ConnectionEventKind.CHANNEL_LOST, subscription, replay_id, error=error)
+
+    def _report(
+        self,
+        kind: ConnectionEventKind,
+        subscription: Subscription,
+        replay_id: ReplayId,
+        error: ServerError | None = None,
+    ) -> None:
+        event = ConnectionEvent(
+            kind, channel=subscription.channel, error=error, replay_id=replay_id
+        )
+        self._recovery.report(event)

@@ -84,7 +84,7 @@ class Requests:
 
         :return: the server's reply
         """
-        message = self._session.unsubscribe_message
+        message = self._session.writer.unsubscribe
         return await self._finish(self._request(channel, lambda: message(channel)))
 
     async def publish(self, channel: str, data: JsonObject) -> JsonObject:
@@ -92,7 +92,7 @@ class Requests:
 
         :return: the server's reply
         """
-        message = self._session.publish_message
+        message = self._session.writer.publish
         return await self._finish(self._request(None, lambda: message(channel, data)))
 
     # One request, once more if the session has to be renewed for it
@@ -114,7 +114,7 @@ class Requests:
         sequel = Sequel.AT_ONCE
         try:
             while sequel is Sequel.AT_ONCE:
-                message = session.subscribe_message(subscription)
+                message = session.writer.subscribe(channel)
                 result, _ = await self._exchange.send(message, subscription)
                 sequel = session.request_done(subscription, result, epoch, self._loop.time())
                 if sequel is Sequel.AT_ONCE and epoch != session.epoch:
@@ -244,7 +244,7 @@ class Requests:
             self._left.setdefault(client_id, now + GOODBYE_PATIENCE)
         self._session.recovery.left_behind.clear()
         for client_id, until in list(self._left.items()):
-            message = self._session.disconnect_message(client_id)
+            message = self._session.writer.disconnect(client_id)
             task = self.run(self._exchange.send(message, stale=True), "aiosfstream goodbye")
             try:
                 # Not asyncio.wait_for: before Python 3.12 it may swallow a cancellation.

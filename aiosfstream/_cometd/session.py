@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from aiocometd.typing import JsonObject
 
 from .._http.failures import Failure, Trouble
-from ..events import ConnectionEvent, ConnectionEventKind
+from ..events import ConnectionEvent
 from ..exceptions import ReplayError, ServerError, TransportError
 from .channels import Channels, Subscription, Ticket
 from .messages import (
@@ -22,8 +22,6 @@ from .messages import (
     DEFAULT_HOLD,
     DISCONNECT,
     HANDSHAKE,
-    SUBSCRIBE,
-    UNSUBSCRIBE,
     find_reply,
     hold_of,
     interval_of,
@@ -34,8 +32,6 @@ from .recovery import Recovery
 from .renewal import Renewal
 from .retry import RetryPolicy
 from .salesforce import (
-    NEW_EVENTS,
-    ReplayId,
     Verdict,
     ends_session,
     judge_channel,
@@ -44,6 +40,7 @@ from .salesforce import (
     judge_session,
 )
 from .states import Action, Host, Sequel, State, Step
+from .writer import Writer
 
 LOGGER = logging.getLogger(__name__)
 
@@ -74,7 +71,6 @@ class Session:
         limit: int = 0,
         poll_timeout: float | None = None,
     ) -> None:
-        self._host = host
         self._poll_timeout = poll_timeout
         self.channels = Channels(limit, host.first_after_fallback)
         self.recovery = Recovery(host, report, policy, rng, self._leave)
@@ -83,9 +79,9 @@ class Session:
         self.advice: JsonObject = {}
         #: Last reply to a connect.
         self.last_connect: JsonObject | None = None
+        self.writer = Writer(self.recovery)
         self._pace = Pace()
-        self._renewal = Renewal()
-        self._message_id = 0
+        self._renewal = Renewal(host, self.channels, self.recovery)
         self._server_left = False
         # What the last answer that could not be read had in it, and how often that came in a row.
         self._unreadable = b""
@@ -135,7 +131,7 @@ class Session:
         """Seconds that the server may hold a connect, as the advice says."""
         return hold_of(self.advice) if self.advice else DEFAULT_HOLD
 
-    # Outgoing messages
+    # Connects
 
     def handshake_message(self, connection_types: list[str]) -> JsonObject:
         """Build a handshake. The advice of the session before is forgotten with it.
@@ -144,25 +140,14 @@ class Session:
         client would handshake for ever.
         """
         self._advise({})
-        return self._message(
-            HANDSHAKE,
-            version="1.0",
-            minimumVersion="1.0",
-            supportedConnectionTypes=connection_types,
-        )
+        return self.writer.handshake(connection_types)
 
     def connect_message(self, now: float = 0.0) -> JsonObject:
         """Build a connect; the first of a session asks for an answer at once.
 
         :param now: the time, in seconds
         """
-        message = self._message(
-            CONNECT, clientId=self.recovery.client_id, connectionType="long-polling"
-        )
-        hold = self._hold_asked_for(now)
-        if hold is not None:
-            message["advice"] = {"timeout": round(hold * 1000)}
-        return message
+        return self.writer.connect(self._hold_asked_for(now))
 
     def hold_of(self, connect: JsonObject) -> float:
         """Give the seconds that the server may hold a connect.
@@ -180,30 +165,6 @@ class Session:
         until = self._renewal.seconds_left(now)
         wishes = [self._poll_timeout, None if until is None else min(max(until, 0.1), self.hold)]
         return min((wish for wish in wishes if wish is not None), default=None)
-
-    def subscribe_message(self, subscription: Subscription) -> JsonObject:
-        """Build a subscribe; :meth:`Channels.stamp` adds the replay id after the extensions."""
-        return self._client_message(SUBSCRIBE, subscription=subscription.channel)
-
-    def unsubscribe_message(self, channel: str) -> JsonObject:
-        """Build an unsubscribe."""
-        return self._client_message(UNSUBSCRIBE, subscription=channel)
-
-    def publish_message(self, channel: str, data: JsonObject) -> JsonObject:
-        """Build a publish."""
-        return self._client_message(channel, data=data)
-
-    def disconnect_message(self, client_id: str) -> JsonObject:
-        """Build a disconnect."""
-        return self._message(DISCONNECT, clientId=client_id)
-
-    def _client_message(self, channel: str, **fields: Any) -> JsonObject:
-        return self._message(channel, clientId=self.recovery.client_id, **fields)
-
-    def _message(self, channel: str, **fields: Any) -> JsonObject:
-        # Never reset: an answer of an earlier session must not fit a request of this one.
-        self._message_id += 1
-        return {"channel": channel, "id": str(self._message_id), **fields}
 
     # Requests and their answers
 
@@ -366,25 +327,9 @@ class Session:
             self._times_unreadable = self._times_unreadable + 1 if same else 1
             suspect = channel or self._renewal.probed
             if suspect is not None and self._times_unreadable > MAX_UNREADABLE:
-                self._skip(suspect, failure.error)
+                self._times_unreadable = 0
+                self._renewal.skip(suspect, failure.error)
         self.recovery.failed(failure, now)
-
-    def _skip(self, subscription: Subscription, cause: TransportError) -> None:
-        """Go on with the new events of a channel, since those before cannot be read."""
-        replay_id = subscription.resume
-        error = ServerError(
-            f"Events on {subscription.channel} after replay id {replay_id!r:.200} cannot be read and are skipped, the"
-            f" subscription goes on with new events; fetch what is missing in another way. {cause}",
-            None,
-        )
-        error.replay_id = replay_id
-        error.__cause__ = cause
-        self._times_unreadable = 0
-        self.channels.fall_back(subscription, NEW_EVENTS)
-        self.recovery.errors.append(error)
-        self._report_channel(
-            ConnectionEventKind.FALLBACK_USED, subscription, NEW_EVENTS, error=error
-        )
 
     # Subscribing again
 
@@ -398,14 +343,10 @@ class Session:
                 if not subscription.fell_back:
                     subscription.aim()
                 return subscription
-            self._settle(subscription)
+            self._renewal.settle(subscription)
         if self.state is State.RESUBSCRIBING:
             self.recovery.enter(State.CONNECTING, "all channels subscribed")
         return None
-
-    def _settle(self, subscription: Subscription) -> None:
-        if self._renewal.settle(subscription) and self.state is State.CONNECTED:
-            self.recovery.recovered()
 
     def resubscribe_done(
         self, subscription: Subscription, result: JsonObject | Failure, now: float
@@ -419,77 +360,16 @@ class Session:
             self._recover(verdict, result, now)
         elif verdict is Verdict.PROCEED:
             self.recovery.storage_answered()
-            self._resumed(subscription, now)
+            self._renewal.resumed(subscription, now)
         elif self._server_left:
             # Whatever it says of the channel, it says of a session that is gone.
             pass
         elif verdict is Verdict.WAIT:
-            self._defer(subscription, refusal(result), now)
-        elif not (verdict is Verdict.FALL_BACK and self._fall_back(subscription, result)):
-            self._lose_channel(subscription, result)
+            self._renewal.defer(subscription, refusal(result), now)
+        elif not (verdict is Verdict.FALL_BACK and self._renewal.fall_back(subscription, result)):
+            self._renewal.lose(subscription, result)
         if self._server_left:
             self._recover(Verdict.FAREWELL, result, now)
-
-    def _resumed(self, subscription: Subscription, now: float) -> None:
-        self._settle(subscription)
-        lost_since = self.recovery.lost_since
-        # Only now is it known what the storage had. A fallback has been reported already.
-        from_now_on = subscription.sent_start in (None, NEW_EVENTS) and not subscription.fell_back
-        if from_now_on and lost_since is not None:
-            LOGGER.warning(
-                "%s is subscribed again for new events only, since none was received before: what was"
-                " published in the last %.1f seconds is not delivered; subscribe with a replay id or"
-                " keep markers to have it",
-                subscription.channel,
-                now - lost_since,
-            )
-        self._report_channel(ConnectionEventKind.CHANNEL_RESUMED, subscription, subscription.stamp)
-
-    def _defer(self, subscription: Subscription, error: ServerError, now: float) -> None:
-        """Try a channel again later, while the others go on."""
-        self.recovery.note_loss(error, now)
-        delay = self.recovery.delays.busy(subscription.channel)
-        self._renewal.defer(subscription, now + delay)
-        self.recovery.report_retry(delay, error, channel=subscription.channel)
-
-    def _fall_back(self, subscription: Subscription, reply: JsonObject) -> bool:
-        """Try another starting point, once."""
-        if subscription.fell_back:
-            return False
-        fallback = self._host.fallback_for(subscription.channel)
-        if fallback is None:
-            return False
-        self.channels.fall_back(subscription, fallback)
-        self._report_channel(
-            ConnectionEventKind.FALLBACK_USED, subscription, fallback, error=refusal(reply)
-        )
-        return True
-
-    def _lose_channel(self, subscription: Subscription, reply: JsonObject) -> None:
-        self._settle(subscription)
-        self.channels.give_up(subscription)
-        replay_id = subscription.resume
-        where = "" if replay_id is None else f", which resumes after replay id {replay_id!r:.200}"
-        error = ServerError(
-            f"Channel {subscription.channel} cannot be resumed and is not subscribed any more;"
-            f" subscribe to it again{where}, or with another replay option",
-            reply,
-        )
-        error.replay_id = replay_id
-        self.recovery.errors.append(error)
-        self._report_channel(ConnectionEventKind.CHANNEL_LOST, subscription, replay_id, error=error)
-
-    def _report_channel(
-        self,
-        kind: ConnectionEventKind,
-        subscription: Subscription,
-        replay_id: ReplayId,
-        error: ServerError | None = None,
-    ) -> None:
-        event = ConnectionEvent(
-            kind, channel=subscription.channel, error=error, replay_id=replay_id
-        )
-        self.recovery.report(event)
 
     def storage_failed(self, error: ReplayError, now: float) -> None:
         """Take the failure of a marker storage that was read for a channel without a resume point."""
@@ -523,7 +403,7 @@ class Session:
             elif (
                 verdict is Verdict.FALL_BACK
                 and isinstance(result, dict)
-                and self._fall_back(request, result)
+                and self._renewal.fall_back(request, result)
             ):
                 return Sequel.AT_ONCE
             else:
