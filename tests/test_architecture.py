@@ -82,7 +82,6 @@ ARROWS: dict[str, set[str]] = {
         "_oauth.flows",
         "_oauth.state",
         "_frames",
-        "_internals",
         "_text",
         "exceptions",
     },
