@@ -27,7 +27,8 @@ app.conf.broker_connection_retry_on_startup = True
 
 @app.task(autoretry_for=(Exception,), retry_backoff=True, max_retries=10)
 def process(message: dict[str, Any]) -> None:
-    print("processed", message["data"]["payload"]["Number__c"], flush=True)
+    number = message["data"]["payload"]["Number__c"]
+    print(f"processed {number}", flush=True)
 
 
 def hand_over(message: dict[str, Any]) -> None:

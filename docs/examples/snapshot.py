@@ -1,5 +1,6 @@
 """Keep a copy of all accounts: a snapshot first, and every change after it."""
 
+import asyncio
 import os
 import sqlite3
 from typing import Any
@@ -67,21 +68,19 @@ class Copy:
         self.database = database
         self.org = org
         self.is_complete = False
+        self.outdated = asyncio.Event()
         database.execute(
             "CREATE TABLE IF NOT EXISTS accounts (id PRIMARY KEY, Name, Phone)"
         )
 
     async def take_snapshot(self) -> None:
         # Changes that get lost during the query ask for another snapshot.
-        self.is_complete = True
-        try:
-            records = await self.org.query(ALL)
-        except BaseException:
-            self.is_complete = False
-            raise
+        self.outdated.clear()
+        records = await self.org.query(ALL)
         with self.database:
             self.database.execute("DELETE FROM accounts")
             self.save(records)
+        self.is_complete = not self.outdated.is_set()
         print("snapshot", len(records), flush=True)
 
     async def fetch(self, ids: list[str]) -> None:
@@ -96,7 +95,7 @@ class Copy:
         payload = message["data"]["payload"]
         header = payload["ChangeEventHeader"]
         kind, ids = header["changeType"], header["recordIds"]
-        if not self.is_complete or kind == "GAP_OVERFLOW":
+        if kind == "GAP_OVERFLOW":
             await self.take_snapshot()
         elif kind.startswith("GAP_"):
             await self.fetch(ids)
@@ -127,6 +126,7 @@ class Copy:
         if event.kind is ConnectionEventKind.FALLBACK_USED:
             # Changes are missing: they are too old to be sent.
             self.is_complete = False
+            self.outdated.set()
 
 
 async def main() -> None:
@@ -148,9 +148,13 @@ async def main() -> None:
             copy.is_complete = await storage.get_replay_marker(CHANNEL) is not None
             # Subscribed before the query: what changes meanwhile comes after it.
             await client.subscribe(CHANNEL)
-            if not copy.is_complete:
-                await copy.take_snapshot()
-            await run(client, {CHANNEL: copy.change})
+            while True:
+                while not copy.is_complete:
+                    await copy.take_snapshot()
+                await run(client, {CHANNEL: copy.change}, stop=copy.outdated)
+                if copy.is_complete:
+                    # It was not the copy that stopped it, but a signal.
+                    break
     database.close()
 
 
