@@ -115,7 +115,6 @@ async def _answer_to(request: _Request, limits: Limits, max_size: int) -> Answer
             move(alarm, min(end, loop.time() + limits.silence))
 
         response = await request.send()
-        something_came()
         body = bytearray()
         try:
             is_whole = await _read_into(body, response, max_size, something_came)
@@ -140,7 +139,8 @@ async def _read_into(
     try:
         decoder = Decoder(response.headers.get("Content-Encoding", ""))
         async for chunk in response.content.iter_any():
-            something_came()
+            if not response.content.at_eof():
+                something_came()
             for piece in decoder.decode(chunk):
                 body += piece
                 if len(body) > max_size:
