@@ -83,11 +83,11 @@ async def post(
     """
     if session.closed:
         return closed_failure(url)
-    request = _Request(session, url, body, headers, repeatable)
-    request.options = {
+    options = {
         "ssl": True if ssl is None else ssl,
         "timeout": aiohttp.ClientTimeout(total=None, connect=limits.connect),
     }
+    request = _Request(session, url, body, headers, repeatable, options)
     secrets = (*secrets, *request.secrets)
     try:
         return await _answer_to(request, limits, max_size)
@@ -164,7 +164,8 @@ class _Request:
     :param body: its body
     :param headers: its headers
     :param repeatable: whether the server may get it twice
-    :ivar options: what aiohttp needs to know besides
+    :param options: what aiohttp needs to know besides
+    :ivar url: where it goes to
     :ivar sent: whether the server may have got anything of it
     """
 
@@ -175,14 +176,15 @@ class _Request:
         body: bytes,
         headers: Mapping[str, str],
         repeatable: bool,
+        options: dict[str, Any],
     ) -> None:
         self.url = url
-        self.options: dict[str, Any] = {}
         self.sent = False
         self._session = session
         self._body = body
         self._headers = CIMultiDict(headers)
         self._repeatable = repeatable
+        self._options = options
 
     @property
     def secrets(self) -> tuple[str]:
@@ -225,7 +227,7 @@ class _Request:
             auto_decompress=False,
             max_line_size=MAX_HEADER_SIZE,
             max_field_size=MAX_HEADER_SIZE,
-            **self.options,
+            **self._options,
         )
 
     def _add_cookies(self, target: URL) -> bool:
