@@ -83,11 +83,11 @@ async def post(
     """
     if session.closed:
         return closed_failure(url)
-    options = {
+    request = _Request(session, url, body, headers, repeatable)
+    request.options = {
         "ssl": True if ssl is None else ssl,
         "timeout": aiohttp.ClientTimeout(total=None, connect=limits.connect),
     }
-    request = _Request(session, url, body, headers, repeatable, options)
     secrets = (*secrets, *request.secrets)
     try:
         return await _answer_to(request, limits, max_size)
@@ -115,6 +115,7 @@ async def _answer_to(request: _Request, limits: Limits, max_size: int) -> Answer
             move(alarm, min(end, loop.time() + limits.silence))
 
         response = await request.send()
+        something_came()
         body = bytearray()
         try:
             is_whole = await _read_into(body, response, max_size, something_came)
@@ -139,8 +140,7 @@ async def _read_into(
     try:
         decoder = Decoder(response.headers.get("Content-Encoding", ""))
         async for chunk in response.content.iter_any():
-            if not response.content.at_eof():
-                something_came()
+            something_came()
             for piece in decoder.decode(chunk):
                 body += piece
                 if len(body) > max_size:
@@ -164,8 +164,7 @@ class _Request:
     :param body: its body
     :param headers: its headers
     :param repeatable: whether the server may get it twice
-    :param options: what aiohttp needs to know besides
-    :ivar url: where it goes to
+    :ivar options: what aiohttp needs to know besides
     :ivar sent: whether the server may have got anything of it
     """
 
@@ -176,15 +175,14 @@ class _Request:
         body: bytes,
         headers: Mapping[str, str],
         repeatable: bool,
-        options: dict[str, Any],
     ) -> None:
         self.url = url
+        self.options: dict[str, Any] = {}
         self.sent = False
         self._session = session
         self._body = body
         self._headers = CIMultiDict(headers)
         self._repeatable = repeatable
-        self._options = options
 
     @property
     def secrets(self) -> tuple[str]:
@@ -227,7 +225,7 @@ class _Request:
             auto_decompress=False,
             max_line_size=MAX_HEADER_SIZE,
             max_field_size=MAX_HEADER_SIZE,
-            **self._options,
+            **self.options,
         )
 
     def _add_cookies(self, target: URL) -> bool:
