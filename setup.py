@@ -36,8 +36,12 @@ TESTS = [
     *JWT,
     *DOCS,
     *TYPES,
+    "asyncpg>=0.30",
     "build>=1.2",
+    "celery>=5.4",
     "coverage>=7.10",
+    "Django>=4.2",
+    "fastapi>=0.115",
     "hypothesis>=6.100",
     "opentelemetry-sdk>=1.25",
     "orjson>=3.10",
@@ -48,9 +52,11 @@ TESTS = [
     "pytest-asyncio>=1.3",
     "pytest-timeout>=2.4",
     "pytest-xdist>=3.8",
+    "SQLAlchemy[asyncio]>=2.0.36",
     # The build backend, so that the test of the distributions needs no download.
     "setuptools>=77.0.3",
     "trustme>=1.2",
+    "uvicorn>=0.30",
 ]
 
 setup(

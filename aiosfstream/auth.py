@@ -42,6 +42,8 @@ from ._oauth.request import Form, ask, lend_session
 from ._oauth.state import (
     REQUEST_TIMEOUT,
     STATE,
+    Owned,
+    OwnedSlot,
     assign,
     hidden,
     hide,
@@ -574,7 +576,7 @@ class PasswordAuthenticator(SecretMixin):
         )
 
 
-class _Rotation:
+class _Rotation(Owned):
     """What becomes of new refresh tokens.
 
     :ivar callback: stores them
@@ -584,11 +586,12 @@ class _Rotation:
     __slots__ = ("callback", "is_unstored")
 
     def __init__(self) -> None:
+        super().__init__()
         self.callback: TokenCallback | None = None
         self.is_unstored = False
 
 
-_ROTATION: Final = Slot("rotation", _Rotation)
+_ROTATION: Final = OwnedSlot("rotation", _Rotation)
 
 
 class _Refreshing(_WithSecret):

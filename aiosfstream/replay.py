@@ -860,7 +860,13 @@ class DefaultReplayIdMixin:
         :return: the id; None if there is no default either
         """
         inherited: Any = getattr(super(), "get_replay_id", None)
-        replay_id: int | None = None if inherited is None else await inherited(subscription)
+        marker_of: Any = getattr(self, "get_replay_marker", None)
+        replay_id: int | None = None
+        if inherited is not None:
+            replay_id = await inherited(subscription)
+        elif marker_of is not None:
+            marker: ReplayMarker | None = await marker_of(subscription)
+            replay_id = None if marker is None else marker.replay_id
         return self.default_id if replay_id is None else replay_id
 
 

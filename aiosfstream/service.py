@@ -387,10 +387,10 @@ class _Service:
     def ask_to_stop(self, reason: str) -> None:
         """Stop; asked a second time, cancel the handlers that are still running."""
         if self._stop_asked:
-            LOGGER.warning(
-                "%s again: cancelling the handlers that still run (%d)", reason, len(self._workers)
-            )
-            self._cancel_workers()
+            if self._workers:
+                running = len(self._workers)
+                LOGGER.warning("%s again: cancelling handlers that still run: %d", reason, running)
+                self._cancel_workers()
             return
         LOGGER.info("%s: stopping; events being processed: %d", reason, len(self._workers))
         self._stop_asked = True

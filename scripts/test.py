@@ -72,7 +72,7 @@ def prepare() -> None:
     say("Installing the package and what its checks need into .venv")
     pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     subprocess.run([*pip, "--editable", ".[dev]"], cwd=ROOT, check=True)
-    install_redis()
+    install_servers()
     install_peers()
 
 
@@ -86,21 +86,26 @@ def make_venv() -> None:
     venv.create(VENV, clear=True, with_pip=True)
 
 
-def install_redis() -> None:
-    """Install the server that the tests of the Redis storage start, where apt can do it."""
-    if shutil.which("redis-server") is not None:
+def install_servers() -> None:
+    """Install the servers that tests start, where apt can do it: Redis and PostgreSQL."""
+    missing = [] if shutil.which("redis-server") else ["redis-server"]
+    # Debian leaves the server's programs out of the PATH.
+    if not (shutil.which("postgres") or list(Path("/usr/lib/postgresql").glob("*/bin/postgres"))):
+        missing.append("postgresql")
+    if not missing:
         return
+    names = " and ".join(missing)
     root = hasattr(os, "geteuid") and os.geteuid() == 0
     if shutil.which("apt-get") is None or not (root or shutil.which("sudo")):
-        say("redis-server is missing: install it, or the tests of the Redis storage fail")
+        say(f"Missing: {names}. Install what is missing, or the tests that start it fail")
         return
-    say("Installing redis-server with apt")
+    say(f"Installing {names} with apt")
     prefix = [] if root else ["sudo", "-n"]
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     apt = [*prefix, "apt-get", "-qq"]
     for command in (
         [*apt, "update"],
-        [*apt, "install", "-y", "--no-install-recommends", "redis-server"],
+        [*apt, "install", "-y", "--no-install-recommends", *missing],
     ):
         subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from aiosfstream.testing import StreamingServer
@@ -33,11 +33,19 @@ class Programs:
         }
         self._running: list[Program] = []
 
-    def start(self, example: str, name: str = "") -> Program:
-        """Start an example; one of the same name goes on writing into the same file."""
-        program = Program(example, self._folder / f"{name or example}.out", self._environment)
+    def start(self, example: str, name: str = "", *, command: Sequence[str] = ()) -> Program:
+        """Start an example; one of the same name goes on writing into the same file.
+
+        :param command: the arguments for Python, where it is more than the example's file
+        """
+        output = self._folder / f"{name or example}.out"
+        program = Program(example, output, self._environment, command)
         self._running.append(program)
         return program
+
+    def set(self, name: str, value: object) -> None:
+        """Set a variable in the environment of those that are started from now on."""
+        self._environment[name] = str(value)
 
     async def stop(self) -> None:
         """Kill all that are left."""
@@ -64,12 +72,18 @@ class Programs:
 class Program:
     """One example that runs in the folder of its output."""
 
-    def __init__(self, example: str, output: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        example: str,
+        output: Path,
+        environment: dict[str, str],
+        command: Sequence[str] = (),
+    ) -> None:
         self.output = output
         self._errors = output.with_suffix(".err")
         with output.open("ab") as sink, self._errors.open("ab") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, EXAMPLES / f"{example}.py"],
+                [sys.executable, *(command or [str(EXAMPLES / f"{example}.py")])],
                 cwd=output.parent,
                 env=environment,
                 stdout=sink,
@@ -80,6 +94,16 @@ class Program:
     def running(self) -> bool:
         """Whether it has not ended."""
         return self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """Its exit status; None while it runs."""
+        return self._process.poll()
 
     @property
     def errors(self) -> str:

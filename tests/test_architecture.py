@@ -82,7 +82,6 @@ ARROWS: dict[str, set[str]] = {
         "_oauth.flows",
         "_oauth.state",
         "_frames",
-        "_internals",
         "_text",
         "exceptions",
     },
@@ -122,6 +121,7 @@ ARROWS: dict[str, set[str]] = {
     "storages.redis": {"replay", "exceptions"},
     "service": {"client", "replay", "exceptions"},
     "__init__": {"auth", "client", "events", "exceptions", "replay", "service", "storages.sqlite"},
+    "_metadata": {"__init__"},
     "testing.conformance": {"replay", "exceptions"},
     # The package hands on the check of storages, when it is asked for.
     "testing.*": {"testing.*", "testing.conformance"},

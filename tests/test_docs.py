@@ -52,7 +52,7 @@ class Run:
         if self.task.done() and not self.task.cancelled():
             self.task.exception()
 
-    def print(self, *values: object) -> None:
+    def print(self, *values: object, flush: bool = False) -> None:
         """Stand in for the example's ``print``."""
         self.lines.put_nowait(" ".join(map(str, values)))
 
@@ -370,14 +370,15 @@ async def test_errors_tells_of_a_lost_connection_and_goes_on(server: StreamingSe
         assert await run.line("event") == f"event {second}"
 
 
-async def test_errors_tells_of_a_channel_that_is_lost(server: StreamingServer) -> None:
+async def test_errors_ends_with_the_channel_that_is_lost(server: StreamingServer) -> None:
     async with Run("errors", server) as run:
         await run.subscribed()
         server.publish(CHANNEL, ink(0.1))
         assert (await run.line()).startswith("event")
         server.discard_events()
         server.expire_sessions()
-        assert CHANNEL in await run.line("refused")
+        with pytest.raises(aiosfstream.ServerError, match=CHANNEL):
+            await asyncio.wait_for(run.task, PATIENCE)
 
 
 async def test_errors_ends_when_only_a_person_can_help(server: StreamingServer) -> None:

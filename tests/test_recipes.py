@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import configparser
 import importlib.util
+import inspect
 import json
+import re
 import signal
 import socket
 import time
@@ -23,8 +25,11 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from aiosfstream import run
+from aiosfstream.service import ExitStatus
 from aiosfstream.testing import StreamingServer
-from tests.programs import EXAMPLES, Programs
+from aiosfstream.testing._events import envelope
+from tests.programs import EXAMPLES, Programs, wait_until
 from tests.support import held, until
 
 CHANNEL = "/event/Low_Ink__e"
@@ -185,17 +190,99 @@ def probes() -> tuple[str, str]:
     return live, ready
 
 
+def unit() -> configparser.ConfigParser:
+    """Return the service file of systemd."""
+    service = configparser.ConfigParser()
+    service.optionxform = str  # type: ignore[assignment,method-assign]
+    service.read_string((DEPLOY / "salesforce-events.service").read_text(encoding="utf-8"))
+    return service
+
+
+def compose() -> dict[str, Any]:
+    """Return the service of the compose file."""
+    file = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
+    service: dict[str, Any] = file["services"]["events"]
+    return service
+
+
+def pod() -> dict[str, Any]:
+    """Return what Kubernetes is told about the pod."""
+    _, deployment = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text(encoding="utf-8"))
+    spec: dict[str, Any] = deployment["spec"]["template"]["spec"]
+    return spec
+
+
 def test_the_image_and_the_service_start_what_there_is() -> None:
     image = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
     assert 'ENTRYPOINT ["python", "/app/health.py"]' in image
     assert (EXAMPLES / "health.py").is_file()
-    service = configparser.ConfigParser()
-    service.optionxform = str  # type: ignore[assignment,method-assign]
-    service.read_string((DEPLOY / "salesforce-events.service").read_text(encoding="utf-8"))
-    assert service["Service"]["ExecStart"].endswith("/health.py")
-    assert int(service["Service"]["RestartSec"]) >= 30
-    claim, deployment = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text(encoding="utf-8"))
-    [volume] = deployment["spec"]["template"]["spec"]["volumes"]
+    assert unit()["Service"]["ExecStart"].endswith("/health.py")
+    claim, _ = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text(encoding="utf-8"))
+    [volume] = pod()["volumes"]
     assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
-    [mount] = deployment["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+    [mount] = pod()["containers"][0]["volumeMounts"]
     assert f"MARKERS={mount['mountPath']}/" in image
+    [shared] = compose()["volumes"]
+    assert shared.endswith(f":{mount['mountPath']}")
+
+
+def test_refused_credentials_are_not_tried_in_a_loop() -> None:
+    """A user is locked after a handful of log-ins that fail."""
+    service = unit()
+    assert int(service["Service"]["RestartPreventExitStatus"]) == ExitStatus.REFUSED
+    assert service["Unit"]["StartLimitIntervalSec"] == "1h"
+    assert int(service["Unit"]["StartLimitBurst"]) <= 5
+    assert int(service["Service"]["RestartSec"]) >= 30
+    [container] = pod()["containers"]
+    [pause] = [entry["value"] for entry in container["env"] if entry["name"] == "REFUSED_PAUSE"]
+    assert 86400 / float(pause) < 100
+    assert compose()["environment"]["REFUSED_PAUSE"] == pause
+    assert compose()["restart"] == "on-failure:5"
+
+
+def test_there_is_time_to_stop() -> None:
+    """For the handlers to finish, and for closing."""
+    grace = inspect.signature(run).parameters["grace"].default
+    for given in (
+        int(unit()["Service"]["TimeoutStopSec"]),
+        int(compose()["stop_grace_period"].removesuffix("s")),
+        pod()["terminationGracePeriodSeconds"],
+    ):
+        assert given >= grace + 5
+
+
+#: The largest answer that a client takes by default, and one that a test has the time for, in MiB.
+LARGEST, TRIED = 64, 16
+
+
+async def test_the_memory_limits_fit_the_largest_answer(tmp_path: Path) -> None:
+    [container] = pod()["containers"]
+    limit = int(container["resources"]["limits"]["memory"].removesuffix("Mi"))
+    assert unit()["Service"]["MemoryMax"] == f"{limit}M"
+    assert compose()["mem_limit"] == f"{limit}m"
+    async with StreamingServer(max_batch=1_000_000) as org:
+        programs = Programs(tmp_path, org, HEALTH_PORT=free_port())
+        try:
+            program = programs.start("health")
+            await held(org)
+            await org.wait_for(lambda org: CHANNEL in org.subscriptions, PATIENCE)
+            before = peak_memory(program.pid)
+            # Small events make more objects of an answer than large ones.
+            size = 2 + len(json.dumps(envelope(CHANNEL, {}, 100_000, None))) + len(CHANNEL)
+            org.publish_many([(CHANNEL, {})] * (TRIED * 2**20 // size))
+            await wait_until(lambda: len(program.lines()) >= 100)
+            after = peak_memory(program.pid)
+        finally:
+            await programs.stop()
+    needed = before + (after - before) * LARGEST / TRIED
+    print(f"before {before:.0f} MiB, after {after:.0f} MiB, at the most {needed:.0f} MiB")
+    assert after > before + TRIED, "it did not come in one answer"
+    assert limit / 3 < needed < limit * 0.9
+
+
+def peak_memory(pid: int) -> float:
+    """Return the MiB of memory that a process has had at the most."""
+    status = Path(f"/proc/{pid}/status").read_text("utf-8")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found is not None
+    return int(found[1]) / 1024

@@ -758,7 +758,7 @@ async def test_a_second_signal_cancels_what_runs(
     assert seen.done == []
     assert stored(markers) is None
     assert server.sessions == []
-    assert "SIGTERM again: cancelling the handlers that still run (1)" in records(
+    assert "SIGTERM again: cancelling handlers that still run: 1" in records(
         caplog, logging.WARNING
     )
 

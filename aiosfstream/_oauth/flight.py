@@ -12,12 +12,11 @@ from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from .._frames import without_frames
-from .._internals import Slot
 from .._text import Secret
 from ..exceptions import AuthenticationError
 from .answers import failed, unreachable
 from .flows import flow_of
-from .state import read, secrets_of
+from .state import Owned, OwnedSlot, read, secrets_of
 
 __all__ = ["authorization_of", "in_time", "log_in", "log_in_again", "share"]
 
@@ -53,7 +52,7 @@ class _Flight:
         self.followers = 0
 
 
-class _Tower:
+class _Tower(Owned):
     """Knows the log-in under way; no asyncio object outlives it, so no event loop is kept.
 
     :ivar flight: the log-in
@@ -62,10 +61,19 @@ class _Tower:
     __slots__ = ("flight",)
 
     def __init__(self) -> None:
+        super().__init__()
         self.flight: _Flight | None = None
 
+    def copied(self) -> _Tower:
+        """Give the state of a copy, which has no log-in under way."""
+        return _Tower()
 
-_TOWERS: Final = Slot("log-in under way", _Tower)
+    def __reduce__(self) -> tuple[type[_Tower], tuple[()]]:
+        """Pickle no task."""
+        return _Tower, ()
+
+
+_TOWERS: Final = OwnedSlot("log-in under way", _Tower)
 
 
 def authorization_of(authenticator: object) -> str | None:

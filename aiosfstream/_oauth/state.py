@@ -8,15 +8,24 @@ care.
 from __future__ import annotations
 
 import math
-from typing import Any, Final
+import sys
+from copy import copy
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from .._internals import Slot
 from .._text import Secret
+
+if sys.version_info >= (3, 11):
+    from typing import Self
+elif TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "REQUEST_TIMEOUT",
     "STATE",
     "Hidden",
+    "Owned",
+    "OwnedSlot",
     "State",
     "assign",
     "hidden",
@@ -34,7 +43,45 @@ SECRET_NAMES: Final = ("access_token", "refresh_token", "client_secret", "passwo
 _MISSING: Final = object()
 
 
-class State:
+class Owned:
+    """State that a copy of an authenticator does not share with the original.
+
+    :ivar owner: the ``id()`` of the object that it belongs to
+    """
+
+    __slots__ = ("owner",)
+
+    def __init__(self) -> None:
+        self.owner = 0
+
+    def copied(self) -> Self:
+        """Give the state of a copy."""
+        return copy(self)
+
+
+OwnedT = TypeVar("OwnedT", bound=Owned)
+
+
+class OwnedSlot(Slot[OwnedT]):
+    """A slot whose state is copied when its object has been."""
+
+    __slots__ = ()
+
+    def of(self, owner: object) -> OwnedT:
+        """Give the state of *owner*.
+
+        :param owner: the object that the state belongs to
+        """
+        state = super().of(owner)
+        if state.owner != id(owner):
+            # As copy.copy() has left it. The original was alive then, so it has another id.
+            state = state.copied() if state.owner else state
+            state.owner = id(owner)
+            self.put(owner, state)
+        return state
+
+
+class State(Owned):
     """What an authenticator keeps.
 
     :ivar login_url: the base of the OAuth endpoints, if one was given
@@ -61,6 +108,7 @@ class State:
     )
 
     def __init__(self) -> None:
+        super().__init__()
         self.login_url: str | None = None
         self.token_url: object = None
         self.values: dict[str, object] = {}
@@ -71,8 +119,14 @@ class State:
         self.instance_url: str | None = None
         self.other_secrets: tuple[Secret, ...] = ()
 
+    def copied(self) -> Self:
+        """Give the state of a copy."""
+        state = copy(self)
+        state.values = dict(self.values)
+        return state
 
-STATE: Final = Slot("authenticator", State)
+
+STATE: Final = OwnedSlot("authenticator", State)
 
 
 class Hidden:

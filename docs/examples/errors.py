@@ -1,4 +1,4 @@
-"""Tell apart the failures that the client cannot fix by itself."""
+"""Receive messages without run(), and know what each error asks for."""
 
 import asyncio
 import os
@@ -8,8 +8,8 @@ from aiosfstream import (
     Client,
     ClientCredentialsAuthenticator,
     ReplayError,
-    ServerError,
     TransportTimeoutError,
+    run_program,
 )
 
 
@@ -17,21 +17,21 @@ async def stream(client: Client) -> None:
     while not client.closed:
         try:
             async for message in client:
-                print("event", message["data"]["event"]["replayId"])
+                print("event", message["data"]["event"]["replayId"], flush=True)
         except TransportTimeoutError as error:
-            # The client keeps trying; the next round of the loop waits for it again.
-            print("no connection:", error.__cause__)
+            # The client keeps trying; the next round of the loop waits for it.
+            print("no connection:", error.__cause__, flush=True)
         except AuthenticationError as error:
             if not error.retryable:
+                # Only a person can help. Too many attempts lock the user.
                 raise
-            print("cannot log in for now:", error)
-        except ServerError as error:
-            # A channel that could not be resumed is named here; the others go on.
-            # If the whole session has ended, the client is closed and this loop ends.
-            print("refused:", error)
+            print("cannot log in for now:", error, flush=True)
         except ReplayError as error:
-            # The message was not lost: it comes again.
-            print("cannot store the marker:", error)
+            # The message is not lost: the next round gets it again.
+            print("cannot store the marker:", error, flush=True)
+            await asyncio.sleep(1)
+        # A ServerError names the channel that is lost: going on would mean to wait for
+        # events that never come. So it ends the program, and so does any other error.
 
 
 async def main() -> None:
@@ -46,4 +46,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_program(main())

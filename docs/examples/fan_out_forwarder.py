@@ -1,16 +1,17 @@
 """Put every event into a Redis Stream, from which any number of workers takes them."""
 
-import asyncio
 import json
 import os
+from typing import Any
 
 from redis.asyncio import Redis
 
 from aiosfstream import (
     Client,
     ClientCredentialsAuthenticator,
-    ReplayMarkerStoragePolicy,
     ReplayOption,
+    run,
+    run_program,
 )
 from aiosfstream.storages.redis import RedisStorage
 
@@ -21,21 +22,18 @@ async def main() -> None:
         os.environ["SALESFORCE_CONSUMER_SECRET"],
         login_url=os.environ["SALESFORCE_LOGIN_URL"],
     )
+    start = ReplayOption.ALL_EVENTS
     async with Redis.from_url(os.environ["REDIS_URL"]) as redis:
-        client = Client(
-            authenticator,
-            replay=RedisStorage(
-                redis, prefix="orders:markers:", default_id=ReplayOption.ALL_EVENTS
-            ),
-            replay_storage_policy=ReplayMarkerStoragePolicy.MANUAL,
-        )
-        async with client:
-            await client.subscribe("/event/Order__e")
-            async for message in client:
-                # The marker is stored when the event is in the stream, and not before.
-                async with client.replay_storage(message):
-                    await redis.xadd("orders", {"event": json.dumps(message)})
+
+        async def forward(message: dict[str, Any]) -> None:
+            # The marker is stored when the event is in the stream, and not before.
+            await redis.xadd("orders", {"event": json.dumps(message)})
+            print("forwarded", message["data"]["payload"]["Number__c"], flush=True)
+
+        storage = RedisStorage(redis, prefix="orders:markers:", default_id=start)
+        client = Client(authenticator, replay=storage, replay_fallback=start)
+        await run(client, {"/event/Order__e": forward})
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_program(main())

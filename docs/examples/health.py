@@ -1,9 +1,7 @@
 """Tell Kubernetes, or whatever else supervises this program, how it is."""
 
-import asyncio
-import contextlib
 import os
-import signal
+from typing import Any
 
 from aiohttp import web
 
@@ -12,18 +10,20 @@ from aiosfstream import (
     ClientCredentialsAuthenticator,
     ReplayOption,
     SQLiteStorage,
+    run,
+    run_program,
 )
 
 CLIENT = web.AppKey("client", Client)
 
 
 async def live(request: web.Request) -> web.Response:
-    """Answer: the event loop is not blocked. Check nothing else here."""
+    """Answer, which shows that the event loop is not blocked. That is enough."""
     return web.Response(text="alive\n")
 
 
 async def ready(request: web.Request) -> web.Response:
-    """Say whether there is a connection. Alert on this, but do not restart."""
+    """Say whether there is a connection. Alert on this, do not restart."""
     client = request.app[CLIENT]
     connected = client.state.name == "CONNECTED"
     report = {
@@ -41,35 +41,36 @@ async def serve(client: Client) -> web.AppRunner:
     app.router.add_get("/ready", ready)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, port=int(os.environ.get("HEALTH_PORT", "8080"))).start()
+    port = int(os.environ.get("HEALTH_PORT", "8080"))
+    await web.TCPSite(runner, port=port).start()
     return runner
 
 
+async def process(message: dict[str, Any]) -> None:
+    print(message["data"]["payload"], flush=True)
+
+
 async def main() -> None:
-    task = asyncio.current_task()
-    assert task is not None
-    # SIGTERM ends a container. Cancelled, the client says goodbye to the org.
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     authenticator = ClientCredentialsAuthenticator(
         os.environ["SALESFORCE_CONSUMER_KEY"],
         os.environ["SALESFORCE_CONSUMER_SECRET"],
         login_url=os.environ["SALESFORCE_LOGIN_URL"],
     )
     markers = os.environ.get("MARKERS", "markers.db")
-    async with SQLiteStorage(markers, default_id=ReplayOption.ALL_EVENTS) as storage:
-        client = Client(
-            authenticator, replay=storage, replay_fallback=ReplayOption.ALL_EVENTS
-        )
+    start = ReplayOption.ALL_EVENTS
+    async with SQLiteStorage(markers, default_id=start) as storage:
+        client = Client(authenticator, replay=storage, replay_fallback=start)
         runner = await serve(client)
         try:
-            async with client:
-                await client.subscribe("/event/Low_Ink__e")
-                async for message in client:
-                    print(message["data"]["payload"], flush=True)
+            await run(
+                client,
+                {"/event/Low_Ink__e": process},
+                # For what starts it again whatever its exit status is.
+                pause_when_refused=float(os.environ.get("REFUSED_PAUSE", "0")),
+            )
         finally:
             await runner.cleanup()
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(asyncio.CancelledError):
-        asyncio.run(main())
+    run_program(main())

@@ -1,7 +1,7 @@
 """Report events, and what happens to the connection, by OpenTelemetry."""
 
-import asyncio
 import os
+from typing import Any
 
 from opentelemetry import metrics, trace
 
@@ -11,9 +11,11 @@ from aiosfstream import (
     ConnectionEvent,
     ReplayOption,
     SQLiteStorage,
+    run,
+    run_program,
 )
 
-# The provider, and with it where all this goes, is set by whoever starts the program.
+# Where all this goes is set by whoever starts the program.
 meter = metrics.get_meter("salesforce-events")
 tracer = trace.get_tracer("salesforce-events")
 events = meter.create_counter("salesforce.events", unit="{event}")
@@ -27,33 +29,34 @@ def observe(event: ConnectionEvent) -> None:
     changes.add(1, attributes)
 
 
+async def process(message: dict[str, Any]) -> None:
+    channel = message["channel"]
+    with tracer.start_as_current_span(
+        f"process {channel}",
+        kind=trace.SpanKind.CONSUMER,
+        attributes={
+            "messaging.system": "salesforce",
+            "messaging.destination.name": channel,
+            "messaging.message.id": str(message["data"]["event"]["replayId"]),
+        },
+    ):
+        print(message["data"]["payload"], flush=True)
+    events.add(1, {"channel": channel})
+
+
 async def main() -> None:
     authenticator = ClientCredentialsAuthenticator(
         os.environ["SALESFORCE_CONSUMER_KEY"],
         os.environ["SALESFORCE_CONSUMER_SECRET"],
         login_url=os.environ["SALESFORCE_LOGIN_URL"],
     )
-    async with SQLiteStorage(
-        "markers.db", default_id=ReplayOption.ALL_EVENTS
-    ) as storage:
-        async with Client(authenticator, replay=storage, observer=observe) as client:
-            await client.subscribe("/event/Low_Ink__e")
-            async for message in client:
-                channel = message["channel"]
-                with tracer.start_as_current_span(
-                    f"process {channel}",
-                    kind=trace.SpanKind.CONSUMER,
-                    attributes={
-                        "messaging.system": "salesforce",
-                        "messaging.destination.name": channel,
-                        "messaging.message.id": str(
-                            message["data"]["event"]["replayId"]
-                        ),
-                    },
-                ):
-                    print(message["data"]["payload"])
-                events.add(1, {"channel": channel})
+    start = ReplayOption.ALL_EVENTS
+    async with SQLiteStorage("markers.db", default_id=start) as storage:
+        client = Client(
+            authenticator, replay=storage, replay_fallback=start, observer=observe
+        )
+        await run(client, {"/event/Low_Ink__e": process})
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_program(main())

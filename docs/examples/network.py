@@ -1,13 +1,17 @@
 """Go through a proxy, and trust a certificate authority of one's own."""
 
-import asyncio
 import os
 import ssl
 from functools import partial
+from typing import Any
 
 import aiohttp
 
-from aiosfstream import Client, ClientCredentialsAuthenticator
+from aiosfstream import Client, ClientCredentialsAuthenticator, run, run_program
+
+
+async def show(message: dict[str, Any]) -> None:
+    print(message["data"]["payload"], flush=True)
 
 
 async def main() -> None:
@@ -16,17 +20,16 @@ async def main() -> None:
         os.environ["SALESFORCE_CONSUMER_SECRET"],
         login_url=os.environ["SALESFORCE_LOGIN_URL"],
     )
-    async with Client(
+    proxy = os.environ.get("PROXY")
+    client = Client(
         authenticator,
-        session_factory=partial(aiohttp.ClientSession, proxy=os.environ.get("PROXY")),
+        session_factory=partial(aiohttp.ClientSession, proxy=proxy),
         ssl=ssl.create_default_context(cafile=os.environ.get("CA_FILE")),
-        # This proxy cuts connections that are silent for a minute.
+        # This proxy cuts what is silent for a minute: ask for an answer before that.
         poll_timeout=45.0,
-    ) as client:
-        await client.subscribe("/event/Low_Ink__e")
-        async for message in client:
-            print(message["data"]["payload"])
+    )
+    await run(client, {"/event/Low_Ink__e": show})
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_program(main())

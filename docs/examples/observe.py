@@ -1,18 +1,25 @@
 """Tell a person on call what happens to the connection."""
 
-import asyncio
 import os
+from typing import Any
 
-from aiosfstream import Client, ClientCredentialsAuthenticator, ConnectionEvent
+from aiosfstream import (
+    Client,
+    ClientCredentialsAuthenticator,
+    ConnectionEvent,
+    run,
+    run_program,
+)
 
 
 def tell(event: ConnectionEvent) -> None:
-    details = [
-        event.channel,
-        event.error,
-        event.delay and f"again in {event.delay:.1f} s",
-    ]
-    print(event.kind.value, *filter(None, details))
+    again = event.delay and f"again in {event.delay:.1f} s"
+    details = [event.channel, event.error, again]
+    print(event.kind.value, *filter(None, details), flush=True)
+
+
+async def show(message: dict[str, Any]) -> None:
+    print(message["data"]["payload"], flush=True)
 
 
 async def main() -> None:
@@ -21,11 +28,9 @@ async def main() -> None:
         os.environ["SALESFORCE_CONSUMER_SECRET"],
         login_url=os.environ["SALESFORCE_LOGIN_URL"],
     )
-    async with Client(authenticator, replay={}, observer=tell) as client:
-        await client.subscribe("/event/Low_Ink__e")
-        async for message in client:
-            print(message["data"]["payload"])
+    client = Client(authenticator, replay={}, observer=tell)
+    await run(client, {"/event/Low_Ink__e": show})
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_program(main())

@@ -1,14 +1,20 @@
 """Print every event of a channel, including those published between two runs."""
 
-import asyncio
 import os
+from typing import Any
 
 from aiosfstream import (
     Client,
     ClientCredentialsAuthenticator,
     ReplayOption,
     SQLiteStorage,
+    run,
+    run_program,
 )
+
+
+async def show(message: dict[str, Any]) -> None:
+    print(message["data"]["payload"], flush=True)
 
 
 async def main() -> None:
@@ -17,17 +23,11 @@ async def main() -> None:
         os.environ["SALESFORCE_CONSUMER_SECRET"],
         login_url=os.environ["SALESFORCE_LOGIN_URL"],
     )
-    async with SQLiteStorage(
-        "markers.db", default_id=ReplayOption.ALL_EVENTS
-    ) as storage:
-        client = Client(
-            authenticator, replay=storage, replay_fallback=ReplayOption.ALL_EVENTS
-        )
-        async with client:
-            await client.subscribe("/event/Low_Ink__e")
-            async for message in client:
-                print(message["data"]["payload"])
+    start = ReplayOption.ALL_EVENTS
+    async with SQLiteStorage("markers.db", default_id=start) as storage:
+        client = Client(authenticator, replay=storage, replay_fallback=start)
+        await run(client, {"/event/Low_Ink__e": show})
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_program(main())

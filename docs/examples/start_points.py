@@ -1,9 +1,19 @@
 """Start each channel somewhere else."""
 
-import asyncio
 import os
+from typing import Any
 
-from aiosfstream import Client, ClientCredentialsAuthenticator, ReplayOption
+from aiosfstream import (
+    Client,
+    ClientCredentialsAuthenticator,
+    ReplayOption,
+    run,
+    run_program,
+)
+
+
+async def show(message: dict[str, Any]) -> None:
+    print(message["channel"], message["data"]["event"]["replayId"], flush=True)
 
 
 async def main() -> None:
@@ -20,9 +30,8 @@ async def main() -> None:
         await client.subscribe(
             "/data/AccountChangeEvent", replay=ReplayOption.ALL_EVENTS
         )
-        async for message in client:
-            print(message["channel"], message["data"]["event"]["replayId"])
+        await run(client, dict.fromkeys(client.subscriptions, show))
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_program(main())

@@ -3,7 +3,12 @@
 import asyncio
 import os
 
-from aiosfstream import Client, ClientCredentialsAuthenticator
+from aiosfstream import (
+    Client,
+    ClientCredentialsAuthenticator,
+    TransportTimeoutError,
+    run_program,
+)
 
 
 async def main() -> None:
@@ -18,11 +23,13 @@ async def main() -> None:
         while True:
             try:
                 message = await asyncio.wait_for(client.receive(), patience)
+            except TransportTimeoutError as error:
+                print("no connection:", error.__cause__, flush=True)
             except asyncio.TimeoutError:
-                print("nothing new,", client.state.name.lower())
+                print("nothing new,", client.state.name.lower(), flush=True)
             else:
-                print(message["data"]["payload"])
+                print(message["data"]["payload"], flush=True)
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_program(main())
