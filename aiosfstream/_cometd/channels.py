@@ -16,6 +16,7 @@ from typing import Any, Final
 from aiocometd.typing import JsonObject
 
 from .._channels import key_of
+from .backlog import Backlog
 from .messages import is_event
 from .salesforce import NEW_EVENTS, ReplayId, is_broad, may_deliver
 
@@ -39,8 +40,9 @@ class Subscription:
     :ivar resume: the last replay id in order of arrival, or the id that the subscription started
         from; None: no id is known yet
     :ivar seen: a digest of each of the last events, oldest first
+    :ivar backlog: what the server has to send first, until that is known to be through
     :ivar overwrite: whether the next event replaces the stored marker whatever that says, because
-        a fallback has shown it to be of no use
+        it is of no use, or of use to another subscription only
     :ivar previous: the subscription of the same channel that this one replaces
     """
 
@@ -51,6 +53,7 @@ class Subscription:
     fell_back: bool = False
     resume: ReplayId = None
     seen: dict[int, None] = field(default_factory=dict)
+    backlog: Backlog | None = None
     overwrite: bool = False
     previous: Subscription | None = None
 
@@ -113,6 +116,8 @@ class Channels:
         # Delivered channel -> its subscriptions, and the same where it is just one and nothing special.
         self._owners: dict[str, tuple[Subscription, ...]] = {}
         self._plain: dict[str, Subscription] = {}
+        # Events that the backlog comes before, in the order of their arrival.
+        self._early: list[JsonObject] = []
         self._strangers: set[str] = set()
         self._tickets: list[Ticket] = []
         self._largest_response = 0
@@ -184,8 +189,15 @@ class Channels:
         subscription.fall_back(replay_id)
         self._index()
 
-    def stamp(self, message: JsonObject, subscription: Subscription) -> None:
-        """Put the replay id of *subscription* into *message*, or note the one that is there."""
+    def stamp(
+        self, message: JsonObject, subscription: Subscription, time: float | None = None
+    ) -> None:
+        """Put the replay id of *subscription* into *message*, or note the one that is there.
+
+        :param message: a subscribe message
+        :param subscription: what it is for
+        :param time: the time, in seconds since the epoch
+        """
         ext = message.get("ext")
         replay = ext.get("replay") if isinstance(ext, dict) else None
         known = replay if isinstance(replay, dict) else {}
@@ -195,16 +207,22 @@ class Channels:
             if not isinstance(ext, dict):
                 ext = message["ext"] = {}
             ext["replay"] = {**known, subscription.key: subscription.stamp}
-        self._note_start(subscription)
+        self._note_start(subscription, time)
 
-    def _note_start(self, subscription: Subscription) -> None:
+    def _note_start(self, subscription: Subscription, time: float | None) -> None:
         """What a subscription starts from is its resume point, until an event brings a later one.
 
         "New events" is none: starting from there again would not bring what was missed.
         """
         start = subscription.sent_start
+        subscription.backlog = None
         if start is None or start == NEW_EVENTS:
             return
+        subscription.backlog = None if time is None else Backlog(time)
+        if subscription.resume is None and len(self._by_key.get(subscription.key, ())) > 1:
+            # Both have one marker: it goes back to where the later subscription starts.
+            subscription.overwrite = True
+            self._index()
         if subscription.resume is None:
             subscription.resume = start
         # The first events may come in the answer to a request that is under way already.
@@ -250,6 +268,8 @@ class Channels:
 
         :param epoch: the session that is given up
         """
+        # They come again as well.
+        self._early.clear()
         # The oldest request last, as its points are the ones furthest back.
         for ticket in reversed(self._tickets):
             if ticket.epoch == epoch:
@@ -280,7 +300,12 @@ class Channels:
                 data = message["data"]
                 replay_id = data["event"]["replayId"]
                 digest = digest_of(channel, replay_id, data)
-                if replay_id is not None and digest not in subscription.seen:
+                backlog = subscription.backlog
+                if (
+                    replay_id is not None
+                    and digest not in subscription.seen
+                    and (backlog is None or not backlog.is_before(data))
+                ):
                     subscription.seen[digest] = None
                     subscription.resume = replay_id
                     events.append(message)
@@ -320,10 +345,16 @@ class Channels:
         replay_id = _replay_id_of(data)
         if replay_id is None:
             return True
+        if any(owner.backlog is not None and owner.backlog.is_before(data) for owner in owners):
+            self._early.append(message)
+            return False
         digest = digest_of(channel, replay_id, data)
         is_duplicate = any(digest in owner.seen for owner in owners)
+        # An event of a backlog tells nothing of those that have theirs behind them.
+        movers = [owner for owner in owners if owner.backlog is not None] or owners
         for owner in owners:
             owner.seen[digest] = None
+        for owner in movers:
             # A duplicate as well: after a resume point was set back, it is how that moves on again.
             owner.resume = replay_id
         if is_duplicate:
@@ -331,6 +362,23 @@ class Channels:
             return False
         self._overwrite_marker(message, owners)
         return True
+
+    @property
+    def has_backlog(self) -> bool:
+        """Whether events of a backlog may still come before others."""
+        return any(one.backlog is not None for one in self._active.values())
+
+    @property
+    def early(self) -> int:
+        """How many events wait for a backlog."""
+        return len(self._early)
+
+    def settle(self) -> list[JsonObject]:
+        """Note that the backlogs are through, and give the events that have waited for them."""
+        for subscription in self._active.values():
+            subscription.backlog = None
+        early, self._early = self._early, []
+        return [message for message in early if self._is_news(message)]
 
     def _overwrite_marker(self, message: JsonObject, owners: tuple[Subscription, ...]) -> None:
         waiting = [owner for owner in owners if owner.overwrite]

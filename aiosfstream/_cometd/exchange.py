@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple
 
@@ -39,6 +40,8 @@ from .states import Host
 
 LOGGER = logging.getLogger(__name__)
 
+#: Seconds without an event of a backlog after which it counts as through.
+BACKLOG_PAUSE: Final = 0.25
 #: Seconds that events of another answer wait for a connect's answer, of which nothing has come yet:
 #: the server may have sent that one first.
 OVERTAKING: Final = 0.25
@@ -110,6 +113,8 @@ class Exchange:
         self._connecting = False
         self._answering = False
         self._waiting: list[tuple[list[JsonObject], Ticket]] = []
+        # Rings when a backlog counts as through.
+        self._backlog_alarm: asyncio.TimerHandle | None = None
 
     async def send(
         self,
@@ -175,7 +180,7 @@ class Exchange:
                     " subscribe again."
                 ) from error
         if subscription is not None:
-            self._session.channels.stamp(payload[0], subscription)
+            self._session.channels.stamp(payload[0], subscription, time.time())
         await self._settings.auth.outgoing(payload, headers)
         self.authorization = headers.get("Authorization")
 
@@ -201,8 +206,12 @@ class Exchange:
     ) -> Answer | Failure:
         settings, hold = self._settings, min(hold, MAX_HOLD)
         connecting = message["channel"] == CONNECT
+        quiet: asyncio.TimerHandle | None = None
         if connecting:
             self._connecting, self._answering = True, False
+            if hold and self._session.channels.has_backlog:
+                # A server that holds a connect has nothing to send.
+                quiet = self._loop.call_later(BACKLOG_PAUSE, self._settle_unless_answering)
         try:
             return await post(
                 http_session,
@@ -218,6 +227,12 @@ class Exchange:
         finally:
             if connecting:
                 self._connecting = False
+            if quiet is not None:
+                quiet.cancel()
+
+    def _settle_unless_answering(self) -> None:
+        if not self._answering:
+            self._settle()
 
     def _note_answer(self) -> None:
         self._answering = True
@@ -252,6 +267,7 @@ class Exchange:
         else:
             delivered, others = self._session.receive(messages, ticket)
             events = len(delivered)
+            self._wait_for_backlog(bool(events))
             self._mailbox.extend(delivered)
             if events == 1:
                 # The reader has it before the next request is prepared.
@@ -260,6 +276,28 @@ class Exchange:
         if reply is None:
             return self._no_reply(ticket.request), events
         return reply, events
+
+    def _wait_for_backlog(self, is_coming: bool) -> None:
+        """Let events that were sent before a backlog wait until that is through.
+
+        :param is_coming: whether a part of it has just come
+        """
+        channels = self._session.channels
+        if self._mailbox.would_be_full(channels.early):
+            # Nothing more is fetched then, so the backlog would not come.
+            self._settle()
+        elif channels.early and (is_coming or self._backlog_alarm is None):
+            self._stop_waiting()
+            self._backlog_alarm = self._loop.call_later(BACKLOG_PAUSE, self._settle)
+
+    def _settle(self) -> None:
+        self._stop_waiting()
+        self._mailbox.extend(self._session.channels.settle())
+
+    def _stop_waiting(self) -> None:
+        if self._backlog_alarm is not None:
+            self._backlog_alarm.cancel()
+            self._backlog_alarm = None
 
     def _keep_waiting(self, messages: list[JsonObject], ticket: Ticket) -> list[JsonObject]:
         """Let the events of an answer wait for the connect under way; give the other messages."""

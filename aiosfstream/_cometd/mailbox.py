@@ -141,6 +141,13 @@ class Mailbox(Signal):
         """Whether fetching should pause."""
         return 0 < self.limit <= len(self)
 
+    def would_be_full(self, more: int) -> bool:
+        """Say whether fetching should pause with so many messages more.
+
+        :param more: how many
+        """
+        return more > 0 and 0 < self.limit <= len(self) + more
+
     def extend(self, messages: Iterable[JsonObject]) -> None:
         """Add messages, more than the limit if need be.
 
