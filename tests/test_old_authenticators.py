@@ -22,8 +22,7 @@ from aiosfstream import (
 )
 from aiosfstream._oauth.flight import authorization_of, log_in, log_in_again
 from aiosfstream.testing import StreamingServer
-from tests.support import EVENT, FastAuthClient, receive
-from tests.test_auth import (
+from tests.oauth import (
     INSTANCE,
     REPLY,
     TOKEN,
@@ -34,6 +33,7 @@ from tests.test_auth import (
     failure,
     refusal,
 )
+from tests.support import EVENT, FastAuthClient, receive
 from tests.test_secrets import PRIVATE, PUBLIC
 
 PATH = "/services/oauth2/token"
