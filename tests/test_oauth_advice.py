@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import email.utils
+import time
+from typing import Any
+
 import pytest
 
 from aiosfstream._oauth.advice import advise
+from aiosfstream._oauth.answers import wait_of
 from tests.oauth import (
+    REPLY,
+    TOKEN,
+    answer,
     endpoint,
     failure,
     password,
@@ -85,3 +93,71 @@ def test_a_status_may_say_more_than_the_words() -> None:
     advice, retryable = advise("invalid_grant", "", 401)
     assert advice.startswith("Check login_url")
     assert not retryable
+
+
+PASSING = [
+    ("invalid_grant", "token request is already being processed", 400),
+    ("invalid_grant", "Token request is already being processed.", 401),
+    ("invalid_grant", "unable to process this now, retry your request", 400),
+    ("unknown_code", "Please retry this request", 403),
+    ("invalid_grant", "authentication failure", 429),
+    ("invalid_client", "invalid client credentials", 429),
+    ("invalid_grant", "expired access/refresh token", 503),
+    ("", "too many requests", 400),
+    ("", "", 425),
+]
+
+
+@pytest.mark.parametrize(("error", "description", "status"), PASSING)
+async def test_a_refusal_that_passes_refuses_no_credentials(
+    error: str, description: str, status: int
+) -> None:
+    headers = {"Retry-After": "17"}
+    body = {"error": error, "error_description": description}
+    async with endpoint(answer(REPLY), answer(body, status, headers)) as served:
+        authenticator = password(served.url)
+        await authenticator.authenticate()
+        told = await failure(authenticator)
+    assert told.retryable
+    assert told.retry_after == 17
+    assert authenticator.access_token == TOKEN
+    assert "again" in str(told) or "wait" in str(told)
+    assert "Check the" not in str(told)
+
+
+@pytest.mark.parametrize(
+    ("value", "least", "most"),
+    [
+        ("0", 0, 0),
+        ("120", 120, 120),
+        ("3600", 3600, 3600),
+        ("3601", 3600, 3600),
+        ("9" * 5000, 3600, 3600),
+        (email.utils.formatdate(time.time() + 100, usegmt=True), 90, 101),
+        (email.utils.formatdate(time.time() - 100, usegmt=True), 0, 0),
+        (email.utils.formatdate(time.time() + 1e6, usegmt=True), 3600, 3600),
+    ],
+)
+@pytest.mark.parametrize("is_json", [True, False])
+async def test_how_long_to_wait_is_said(
+    value: str, least: float, most: float, is_json: bool
+) -> None:
+    body: Any = {"error": "slow_down"} if is_json else b"come back later"
+    async with endpoint(answer(body, 503, {"Retry-After": value})) as served:
+        told = await failure(password(served.url))
+    assert told.retry_after is not None
+    assert least <= told.retry_after <= most
+    assert told.retryable
+
+
+@pytest.mark.parametrize("value", ["", "soon", "-1", "1.5", "\u0663", "1e3", "Fri, 99 Foo 0000"])
+async def test_nonsense_is_no_time_to_wait(value: str) -> None:
+    assert wait_of(value) is None
+
+
+async def test_without_the_header_nothing_is_said_and_nothing_kept() -> None:
+    busy = answer({"error": "slow_down"}, 429, {"Retry-After": "5"})
+    async with endpoint(busy, refusal("slow_down", "", 429)) as served:
+        authenticator = password(served.url)
+        assert (await failure(authenticator)).retry_after == 5
+        assert (await failure(authenticator)).retry_after is None

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from aiosfstream import (
     ClientCredentialsAuthenticator,
 )
-from aiosfstream._oauth.urls import audience_of, is_loopback, is_secure, normalize_login_url
+from aiosfstream._oauth.urls import (
+    audience_of,
+    host_is_allowed,
+    host_of,
+    is_loopback,
+    is_secure,
+    normalize_login_url,
+)
 from aiosfstream.auth import SANDBOX_TOKEN_URL, TOKEN_URL
 from tests.oauth import (
     KEY,
@@ -165,3 +172,101 @@ def test_an_assertion_is_for_the_right_audience(
     login_url: str, sandbox: bool, expected: str
 ) -> None:
     assert audience_of(login_url, sandbox=sandbox) == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "meant"),
+    [
+        ("acme", "https://acme.my.salesforce.com"),
+        ("https://acme", "https://acme.my.salesforce.com"),
+        ("acme.my", "https://acme.my.salesforce.com"),
+        ("https://acme.my/", "https://acme.my.salesforce.com"),
+        ("acme--dev.sandbox.my", "https://acme--dev.sandbox.my.salesforce.com"),
+        ("ACME.MY", "https://acme.my.salesforce.com"),
+        ("acme.my.salesforce", "https://acme.my.salesforce.com"),
+        ("login", "https://login.salesforce.com"),
+        ("test", "https://test.salesforce.com"),
+        ("acme:8443", "https://acme.my.salesforce.com"),
+        ("https:/acme.my.salesforce.com", "https://acme.my.salesforce.com"),
+        ("https//acme.my.salesforce.com/", "https://acme.my.salesforce.com"),
+        ("https:acme.my.salesforce.com", "https://acme.my.salesforce.com"),
+        ("https;//acme.my.salesforce.com", "https://acme.my.salesforce.com"),
+        ("https:///acme.my.salesforce.com", "https://acme.my.salesforce.com"),
+        ("http:/acme.my.salesforce.com", "https://acme.my.salesforce.com"),
+        ("https://https://acme.my.salesforce.com", "https://acme.my.salesforce.com"),
+        ("HTTPS://https//acme.my.salesforce.com", "https://acme.my.salesforce.com"),
+        ("https:/x", "https://x.my.salesforce.com"),
+        ("https//x", "https://x.my.salesforce.com"),
+        ("https:/acme.my", "https://acme.my.salesforce.com"),
+        ("https:/acme.my.site.com/partners", "https://acme.my.site.com/partners"),
+    ],
+)
+def test_what_was_probably_meant_is_named(url: str, meant: str) -> None:
+    with pytest.raises(ValueError, match="login_url should") as caught:
+        normalize_login_url(url)
+    assert f"'{meant}'" in str(caught.value)
+    with pytest.raises(ValueError, match="login_url"):
+        password(url)
+    # And that is right.
+    assert normalize_login_url(meant) == meant
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https",
+        "http",
+        "https:/",
+        "https:///",
+        "https://https",
+        "https:443",
+        "://acme.my.salesforce.com",
+    ],
+)
+def test_what_may_mean_anything_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="should"):
+        normalize_login_url(url)
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "orders.localhost", "127.0.0.1", "[::1]", "10.0.0.1", "[fe80::1]", "a.b"]
+)
+def test_a_host_without_a_name_of_its_own_is_taken(host: str) -> None:
+    assert normalize_login_url(f"https://{host}:1") == f"https://{host}:1"
+
+
+def test_a_password_is_not_repeated_by_a_guess() -> None:
+    for url in ("https:/me:hidden@a.b", "https//me:hidden@a.b", "https:///me:hidden@a.b"):
+        with pytest.raises(ValueError, match="should") as caught:
+            normalize_login_url(url)
+        assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "allowed", "expected"),
+    [
+        ("https://a.my.salesforce.com", None, True),
+        ("https://a.my.salesforce.com", [], False),
+        ("https://a.my.salesforce.com", ["a.my.salesforce.com"], True),
+        ("https://A.my.salesforce.com:443/x", {"a.MY.salesforce.com"}, True),
+        ("https://a.my.salesforce.com.", ["a.my.salesforce.com"], True),
+        ("https://a.my.salesforce.com", ["b.my.salesforce.com"], False),
+        ("https://a.my.salesforce.com", [".my.salesforce.com"], True),
+        ("https://a.my.salesforce.com", ["*.salesforce.com"], True),
+        ("https://salesforce.com", ["*.salesforce.com"], False),
+        ("https://evilsalesforce.com", ["*.salesforce.com"], False),
+        ("https://a.salesforce.com.evil.example", [".salesforce.com"], False),
+        ("https://a.salesforce.com@evil.example", [".salesforce.com"], False),
+        ("https://evil.example/a.salesforce.com", [".salesforce.com"], False),
+        ("nonsense", ["*"], False),
+        ("", [""], False),
+    ],
+)
+def test_a_list_of_hosts(url: str, allowed: Any, expected: bool) -> None:
+    assert host_is_allowed(url, allowed) is expected
+
+
+@pytest.mark.parametrize("url", ["http://[x]@", "http://[", "//", "", "\ud800", "http://a b"])
+def test_the_host_of_nonsense_is_unknown(url: str) -> None:
+    assert host_of(url) == "unknown"
+    assert not is_secure(url)

@@ -23,7 +23,7 @@ _PASSING: Final = (
         _TEMPORARY["rate_limit_exceeded"],
     ),
     (
-        r"already being processed|(retry|repeat) (your|the|this) request|(try|retry) (again|later)|temporar(y|ily)",
+        r"already being processed|(retry|repeat) (your|the|this) request|(try|retry) again later|retry later",
         "Salesforce was busy with another log-in of this user or app: try again.",
     ),
 )
