@@ -28,6 +28,8 @@ from aiosfstream import (
     AuthenticationError,
     AuthenticatorBase,
     ClientCredentialsAuthenticator,
+    JWTBearerAuthenticator,
+    PasswordAuthenticator,
     RefreshTokenAuthenticator,
     TransportError,
 )
@@ -36,13 +38,14 @@ from aiosfstream._oauth import flight
 from aiosfstream._oauth.answers import is_signed
 from aiosfstream._oauth.state import assign
 from aiosfstream._oauth.urls import is_secure
-from aiosfstream.auth import lend_session
+from aiosfstream.auth import ASSERTION_LIFETIME, lend_session
 from tests.oauth import (
     INSTANCE,
     KEY,
     LOGGED_IN,
     LOGGED_OUT,
     PASSWORD,
+    PRIVATE_KEY,
     PUBLIC_PEM,
     REPLY,
     SECRET,
@@ -57,6 +60,7 @@ from tests.oauth import (
     failure,
     fields,
     password,
+    pem,
     refreshing,
     refusal,
 )
@@ -644,6 +648,24 @@ async def test_an_assertion_that_expired_is_made_again_by_the_clock_of_the_serve
     first, second = (claims_of(form, "https://login.salesforce.com") for form in served.forms)
     assert second["exp"] - first["exp"] == pytest.approx(ahead, abs=20)
     assert f"seconds {word} that of {served.url}" in caplog.text
+
+
+@pytest.mark.parametrize("ahead", [2 * 3600, -2 * 3600, 7000 * 365 * 86400])
+async def test_the_clock_of_the_server_moves_ours_by_an_hour_at_most(ahead: float) -> None:
+    far = date_in(ahead) if abs(ahead) < 1e6 else "Fri, 31 Dec 9999 23:59:59 GMT"
+    async with endpoint(expired(far), answer(REPLY)) as served:
+        before = time.time()
+        await bearer(served.url).authenticate()
+    first, second = (expiry_of(form) for form in served.forms)
+    limit = ASSERTION_LIFETIME + 3600
+    assert before + ASSERTION_LIFETIME - 1 <= first <= time.time() + ASSERTION_LIFETIME
+    assert second <= time.time() + limit
+    assert abs(second - first) <= 3600 + 2
+
+
+def expiry_of(form: dict[str, str]) -> float:
+    claims = jwt.decode(form["assertion"], options={"verify_signature": False})
+    return float(claims["exp"])
 
 
 async def test_an_assertion_is_made_again_once_only() -> None:
@@ -1261,3 +1283,49 @@ def test_any_body_is_an_answer_or_an_error(body: bytes, status: int, value: str)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_an_answer_or_an_error(raw: bytes) -> None:
     asyncio.run(survives(raw))
+
+
+# What was left out
+
+
+REQUIRED: list[tuple[Any, dict[str, Any], list[str]]] = [
+    (
+        PasswordAuthenticator,
+        {"consumer_key": "k", "consumer_secret": "s", "username": "u", "password": "p"},
+        ["consumer_key", "consumer_secret", "username", "password"],
+    ),
+    (
+        RefreshTokenAuthenticator,
+        {"consumer_key": "k", "consumer_secret": "s", "refresh_token": "r"},
+        ["consumer_key", "refresh_token"],
+    ),
+    (
+        ClientCredentialsAuthenticator,
+        {"consumer_key": "k", "consumer_secret": "s", "login_url": INSTANCE},
+        ["consumer_key", "consumer_secret"],
+    ),
+    (
+        JWTBearerAuthenticator,
+        {"consumer_key": "k", "username": "u", "private_key": pem(PRIVATE_KEY)},
+        ["consumer_key", "username", "private_key"],
+    ),
+]
+
+
+@pytest.mark.parametrize("value", [None, "", " ", "\n"])
+@pytest.mark.parametrize(
+    ("kind", "arguments", "name"),
+    [(kind, arguments, name) for kind, arguments, names in REQUIRED for name in names],
+)
+def test_what_was_left_out_is_named_and_nothing_sent(
+    kind: Any, arguments: Json, name: str, value: Any
+) -> None:
+    kind(**arguments)
+    with pytest.raises((TypeError, ValueError), match=f"^{name} should"):
+        kind(**{**arguments, name: value})
+
+
+def test_an_app_may_have_no_secret_but_not_none() -> None:
+    assert RefreshTokenAuthenticator("k", "", "r").client_secret == ""
+    with pytest.raises(TypeError, match="^consumer_secret should be a str"):
+        RefreshTokenAuthenticator("k", None, "r")  # type: ignore[arg-type]
