@@ -23,6 +23,7 @@ from aiosfstream._http.failures import (
     Answer,
     Failure,
     Trouble,
+    error_failure,
     status_failure,
     unreadable,
 )
@@ -193,6 +194,13 @@ async def test_nobody_there() -> None:
     failure = await fail("http://nowhere.invalid/")
     assert failure.trouble is Trouble.NOT_SENT
     assert "the name of the host is not known" in str(failure.error)
+
+
+def test_an_error_that_says_nothing() -> None:
+    failure = error_failure("http://x/", ConnectionAbortedError())
+    assert "failed: the connection failed: ConnectionAbortedError; try again" in str(failure.error)
+    assert error_failure("http://x/", OSError(), sent=False).trouble is Trouble.NOT_SENT
+    assert error_failure("http://x/", ValueError("no"), sent=False).trouble is Trouble.REJECTED
 
 
 async def test_no_answer_in_time(server: Server) -> None:
@@ -500,5 +508,7 @@ async def test_large_headers_do_not_hide_the_status(server: Server) -> None:
         server.respond(401, HTML, Content_Security_Policy="x" * size)
         failure = await fail(f"http://127.0.0.1:{server.port}/")
         assert failure.trouble is Trouble.UNAUTHORIZED
+    server.respond(401, HTML, **{f"X-{number}": "x" for number in range(200)})
+    assert (await fail(f"http://127.0.0.1:{server.port}/")).trouble is Trouble.UNAUTHORIZED
     server.answer = b"HTTP/1.1 401 " + b"x" * 20_000 + b"\r\nContent-Length: 0\r\n\r\n"
     assert (await fail(f"http://127.0.0.1:{server.port}/")).trouble is Trouble.UNAUTHORIZED
