@@ -85,8 +85,17 @@ ARROWS: dict[str, set[str]] = {
         "_text",
         "exceptions",
     },
+    "_oauth.login": {
+        "_oauth.answers",
+        "_oauth.flight",
+        "_oauth.flows",
+        "_oauth.state",
+        "_frames",
+        "exceptions",
+    },
     "auth": {
         "_oauth.answers",
+        "_oauth.login",
         "_oauth.flight",
         "_oauth.flows",
         "_oauth.keys",

@@ -43,7 +43,7 @@ OTHER = {
 CLASSES = OURS | BUILTIN | OTHER
 
 #: The modules that build errors with the functions of the first.
-OAUTH = ("_oauth.answers", "_oauth.request", "_oauth.flight", "auth")
+OAUTH = ("_oauth.answers", "_oauth.request", "_oauth.flight", "_oauth.login", "auth")
 
 #: Functions that build an error around a text that each of their callers gives, and which argument
 #: that is. The text is held to the rules at each call, and not in the function.
@@ -135,7 +135,11 @@ NOT_TOLD = {
     ("_http.encodings", "Decoder.end", "EncodingError"): "quoted by error_failure()",
     ("_http.post", "_parsed", "InvalidURL"): "error_failure() has a sentence for it",
     ("_oauth.answers", "refusal", "AuthenticationError"): "has the advice of advise()",
-    ("auth", "_accept", "useless"): "the sentence of problem_of(), or of a flow's doubt()",
+    (
+        "_oauth.login",
+        "LogIn._accept",
+        "useless",
+    ): "the sentence of problem_of(), or of a flow's doubt()",
     ("_oauth.request", "ask", "unreachable"): "the sentence of _http.post",
     ("exceptions", "translate", "ServerError"): "aiocometd's sentence; str() adds the rest",
     ("replay", "date_and_id", "KeyError"): "caught by the caller: the event takes the long way",
