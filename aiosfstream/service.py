@@ -530,8 +530,7 @@ class _Service:
     ) -> None:
         try:
             processed = await self._handle(message)
-            # A handler may have ignored that it was cancelled, after others that did not.
-            if processed and not self._cancelling:
+            if processed:
                 await self._store_marker(message, in_flight)
                 return
         except Exception as error:  # noqa: BLE001 - a handler may raise anything

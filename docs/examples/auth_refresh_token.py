@@ -1,10 +1,9 @@
 """Log in with a refresh token from a file, and keep that file up to date."""
 
-import asyncio
 import os
 from pathlib import Path
 
-from aiosfstream import Client, RefreshTokenAuthenticator
+from aiosfstream import Client, RefreshTokenAuthenticator, run_program
 
 TOKEN_FILE = Path("refresh-token")
 
@@ -39,4 +38,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_program(main())
