@@ -65,14 +65,13 @@ SERVICES = [
     bare("manual_policy"),
     bare("storage_redis", needs="redis"),
     orders("storage_workers", "processed", goes_on=False, stopped=CANCELLED),
-    orders("tutorial_consumer", "order", goes_on=False, stopped=CANCELLED),
+    orders("tutorial_consumer", "order", goes_on=False),
     Example(
         "from_simple_salesforce",
         CHANGE,
         account,
         "CREATE ['R-{number}-']",
         goes_on=False,
-        stopped=CANCELLED,
     ),
     Example("start_points", shown=INK + " {replay_id}", goes_on=False),
 ]
