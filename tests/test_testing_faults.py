@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import sys
 import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -46,6 +47,7 @@ from aiosfstream.testing import (
     StreamingServer,
     Truncate,
 )
+from aiosfstream.testing._credentials import key_pair
 from tests.support import CHANGE, EVENT, TOPIC, soon
 from tests.test_testing import Browser, Message
 
@@ -708,6 +710,16 @@ async def test_the_key_of_ones_own(server: StreamingServer) -> None:
         with pytest.raises(RuntimeError, match="private key that belongs to it"):
             _ = own.jwt_credentials
     assert server.jwt_credentials == server.jwt_credentials
+
+
+async def test_keys_need_cryptography(
+    server: StreamingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "cryptography"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    key_pair.cache_clear()
+    with pytest.raises(RuntimeError, match=r"aiosfstream\[jwt\]"):
+        _ = server.jwt_credentials
 
 
 async def test_a_server_that_is_not_running() -> None:
