@@ -593,7 +593,7 @@ async def test_long_outages_are_waited_out(
 
 def still_trying(caplog: pytest.LogCaptureFixture, level: int) -> int:
     """Count the records of an outage that lasts."""
-    return sum("Still trying" in text for text in records(caplog, level))
+    return sum("still trying to reconnect" in text for text in records(caplog, level))
 
 
 async def test_lost_sessions_and_revoked_tokens_are_no_trouble(server: StreamingServer) -> None:
