@@ -79,6 +79,8 @@ async def test_values_stay_as_they_are(jar: CookieJar, value: str) -> None:
         "",
         "novalue",
         "=value",
+        "a=1\t2",
+        "a\tb=1",
         "a\x00=1",
         "a=1\x7f",
         "a=\udcff",

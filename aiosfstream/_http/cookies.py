@@ -71,9 +71,9 @@ class Cookie:
     value: str
     domain: str
     path: str
-    host_only: bool = True
-    secure: bool = False
-    expires: float | None = None
+    host_only: bool
+    secure: bool
+    expires: float | None
 
     def is_for(self, host: str, path: str, is_secure: bool) -> bool:
         """Say whether it goes into a request to *host* and *path*, over TLS or not (RFC 6265, 5.4)."""
@@ -168,7 +168,7 @@ class CookieJar(AbstractCookieJar):
         for header in headers:
             pair, *attributes = header.split(";")
             name, equals, value = (part.strip(_BLANK) for part in pair.partition("="))
-            if equals and name and not _UNFIT.search(header):
+            if equals and name and "\t" not in name + value and not _UNFIT.search(header):
                 self._take(name, value, _attributes(attributes), response_url)
 
     def update_cookies(self, cookies: LooseCookies, response_url: URL = _NO_URL) -> None:
