@@ -38,7 +38,18 @@ from aiosfstream import (
 )
 from aiosfstream.service import ExitStatus, exit_status, is_passing
 from aiosfstream.testing import Hang, OAuthError, Refuse, Status, StreamingServer
-from tests.support import CHANGE, EVENT, GENERIC, TOPIC, client_for, held, replay_id, soon, until
+from tests.support import (
+    CHANGE,
+    EVENT,
+    GENERIC,
+    TOPIC,
+    FastClient,
+    client_for,
+    held,
+    replay_id,
+    soon,
+    until,
+)
 
 ORDER = "/event/Order__e"
 REFUSED = OAuthError("invalid_client", "invalid client credentials")
@@ -582,8 +593,9 @@ async def test_long_outages_are_waited_out(
     async with running(client, {EVENT: seen}) as service:
         for outages in (1, 2):
             await held(server)
+            before = still_trying(caplog, logging.INFO)
             await server.pause()
-            await until(lambda: still_trying(caplog, logging.INFO) >= outages)  # noqa: B023
+            await until(lambda: still_trying(caplog, logging.INFO) > before)  # noqa: B023
             assert still_trying(caplog, logging.WARNING) == outages, "one warning an outage"
             await server.resume()
             server.publish(EVENT)
@@ -732,6 +744,56 @@ def test_which_statuses_pass(status: int, passing: bool) -> None:
     error = TransportError("no")
     error.status = status
     assert is_passing(error) is passing
+
+
+class Troubled(FastClient):
+    """A client whose ``receive()`` raises what a test gives it."""
+
+    def __init__(self, server: StreamingServer, *errors: Exception, closes: bool = False) -> None:
+        super().__init__(
+            **server.credentials, replay=DefaultMappingStorage({}, ReplayOption.ALL_EVENTS)
+        )
+        self.errors = list(errors)
+        self.closes = closes
+        self.received = 0
+
+    async def receive(self) -> dict[str, Any]:
+        """Give the first message, and raise the errors before the second."""
+        if self.errors and self.received == 1:
+            if self.closes:
+                await self.close()
+            raise self.errors.pop(0)
+        message = await super().receive()
+        self.received += 1
+        return message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ReplayError("The markers cannot be read"),
+        AuthenticationError("The log-in server is busy", retryable=True),
+        ServerError("Refused", {"error": "403::Organization total events daily limit exceeded"}),
+    ],
+)
+@pytest.mark.parametrize("closes", [False, True])
+async def test_receiving_goes_on_after_what_passes(
+    server: StreamingServer,
+    error: Exception,
+    closes: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    seen = Seen()
+    ids = [server.publish(EVENT) for _ in range(3)]
+    first = seen.hold(ids[0])
+    client = Troubled(server, error, closes=closes)
+    async with running(client, {EVENT: seen}, concurrency=2):
+        await until(lambda: any("Cannot receive" in text for text in records(caplog, 30)))
+        await asyncio.sleep(0.1)
+        assert client.closed is closes, "what is being processed would come again"
+        first.set()
+        await until(lambda: ids[2] in seen.done)
+    assert len(seen.done) == len(set(seen.done))
 
 
 # The end
