@@ -112,24 +112,28 @@ async def log_in(authenticator: Authenticator) -> None:
         raise error
 
 
-async def log_in_again(authenticator: Authenticator, refused: str | Secret | None) -> None:
+async def log_in_again(authenticator: Authenticator, refused: str | Secret | None) -> bool:
     """Get a token in place of a refused one, unless there is another one already.
 
     :param authenticator: the authenticator, whose own ``authenticate()`` is called
     :param refused: the ``Authorization`` header that was refused; None: there must be a new token
+    :return: whether the token is another one now. If not, nobody may say that it was just issued: an
+        override may do nothing, and an org may give the same token again
     :raises AuthenticationError: if there is no other token to be had; as :func:`log_in` otherwise
     """
     # Nothing secret in a frame that an exception passes.
     refused = Secret(refused) if isinstance(refused, str) else refused
     if await _has_another(authenticator, refused):
-        return
+        return True
     flow = flow_of(authenticator)
     error = flow.before_renewal(authenticator) if refused is not None else None
     error = error or await _outcome(authenticator)
-    if error is None and _is_in_use(authenticator, refused):
+    is_same = _is_in_use(authenticator, refused)
+    if error is None and is_same:
         error = flow.after_renewal(authenticator)
     if error is not None:
         raise error
+    return not is_same
 
 
 async def _has_another(authenticator: Authenticator, refused: Secret | None) -> bool:
