@@ -19,7 +19,7 @@ from aiosfstream._http import reuse
 from aiosfstream._http.deadline import limits_for
 from aiosfstream._http.post import Answer, Failure, Trouble, post
 from aiosfstream.testing import StreamingServer
-from tests.support import EVENT, client_for, receive, soon
+from tests.support import EVENT, TOPIC, client_for, held, receive, soon
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]"
 
@@ -246,7 +246,11 @@ async def test_behind_a_proxy_that_closes_what_is_idle(idle: float, silent: bool
                     wanted.append(server.publish(EVENT))
                     assert await receive(client) == wanted[-1:]
                     await asyncio.sleep(2 * idle)
-                await soon(client.unsubscribe(EVENT))
+                # The connect is held, so this needs another connection, which is idle after that.
+                await held(server)
+                await soon(client.subscribe(TOPIC))
+                await asyncio.sleep(2 * idle)
+                await soon(client.unsubscribe(TOPIC))
     assert proxy.closed
     listener.close()
     await listener.wait_closed()
