@@ -99,7 +99,7 @@ def fit(text: object, *, secrets: Iterable[str | Secret | None] = (), limit: int
     """Make a text that came from elsewhere fit for a log or an error.
 
     The result is one line without characters that control a terminal, reorder a line or cannot be seen.
-    Each secret is masked wherever it stands: as it is, escaped for a URL, HTML, JSON or Python, and
+    Each secret is masked wherever it stands: plain, escaped for a URL, HTML, JSON or Python, and
     in base64. So is what follows ``Basic`` and ``Bearer``, and the user of a URL. Of a long text only
     the beginning is looked at.
 
@@ -240,7 +240,7 @@ def _encodings(text: str) -> tuple[bytes, bytes]:
 
 
 def _views(text: str) -> Iterator[_View]:
-    """Give *text* as it is, and with its escapes undone as often as there are any, at most three times."""
+    """Give *text* itself, and with its escapes undone as often as there are any, at most three times."""
     sizes = [len(character.encode("utf-8", "surrogatepass")) for character in text]
     places = [place for place, size in enumerate(sizes) for _ in range(size)]
     view = _View(text.encode("utf-8", "surrogatepass"), places, [place + 1 for place in places])

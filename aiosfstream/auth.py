@@ -244,8 +244,8 @@ class AuthenticatorBase(AuthExtension):
     async def authenticate(self) -> None:
         """Get a token.
 
-        One log-in at a time: who calls this while one is under way waits for that one. A caller that
-        is cancelled takes none of the others along, and leaves nothing running behind it.
+        One log-in at a time: whoever calls this while one is under way waits for that one. Cancelling
+        one caller cancels none of the others, and leaves nothing running.
 
         :raises AuthenticationError: if the credentials are refused: the token is forgotten then. If
             the token endpoint cannot be reached or understood, or asks to come back later: that says
@@ -268,9 +268,7 @@ def _token_url_of(authenticator: AuthenticatorBase) -> str:
 
 def _login_url_of(authenticator: AuthenticatorBase) -> str:
     """Give the base of the OAuth endpoints, to name whom an authenticator is for."""
-    return STATE.of(authenticator).login_url or _token_url_of(authenticator).removesuffix(
-        TOKEN_PATH
-    )
+    return _token_url_of(authenticator).removesuffix(TOKEN_PATH)
 
 
 async def post_form(authenticator: AuthenticatorBase, form: Form) -> tuple[int, dict[str, Any]]:
@@ -796,7 +794,7 @@ class AccessTokenAuthenticator(AuthenticatorBase):
     async def _authenticate(self) -> tuple[int, dict[str, Any]]:
         source = _SOURCE.of(self)
         token = source.reveal() if isinstance(source, Secret) else await _given(self, source)
-        return 200, {"access_token": token, "instance_url": _login_url_of(self)}
+        return 200, {"access_token": token, "instance_url": STATE.of(self).login_url}
 
 
 async def _given(authenticator: AccessTokenAuthenticator, source: TokenSource) -> str:

@@ -1329,3 +1329,14 @@ def test_an_app_may_have_no_secret_but_not_none() -> None:
     assert RefreshTokenAuthenticator("k", "", "r").client_secret == ""
     with pytest.raises(TypeError, match="^consumer_secret should be a str"):
         RefreshTokenAuthenticator("k", None, "r")  # type: ignore[arg-type]
+
+
+async def test_no_asyncio_object_outlives_a_log_in() -> None:
+    async with endpoint(answer(REPLY), refusal("invalid_grant")) as served:
+        authenticator = password(served.url)
+        await authenticator.authenticate()
+        await failure(authenticator)
+        gc.collect()
+        tasks = [thing for thing in gc.get_objects() if isinstance(thing, asyncio.Task)]
+        assert "aiosfstream log-in" not in [task.get_name() for task in tasks]
+    assert authenticator.access_token is None

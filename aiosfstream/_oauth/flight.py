@@ -171,7 +171,7 @@ async def _outcome(authenticator: Authenticator) -> AuthenticationError | None:
 async def share(owner: object, log_in: Shareable) -> AuthenticationError | None:
     """Log in, or wait for the log-in that is under way.
 
-    A caller that is cancelled takes none of the others along, and leaves nothing running behind it.
+    Cancelling one caller cancels none of the others, and leaves nothing running.
 
     :param owner: whose log-in it is
     :param log_in: the log-in, if there is none under way
