@@ -13,7 +13,7 @@ import pytest
 from aiosfstream import exceptions
 from aiosfstream._http import failures
 from aiosfstream._oauth import advice
-from aiosfstream.storages import _marker_file
+from aiosfstream.storages import _marker_file, redis
 
 PACKAGE = Path(__file__).parent.parent / "aiosfstream"
 
@@ -153,6 +153,7 @@ NOT_TOLD = {
     ("storages._marker_file", "MarkerFile._prepare", "DatabaseError"): "quoted by explain()",
     ("storages._marker_file", "_make_private", "DatabaseError"): "quoted by explain()",
     ("storages._groups", "Groups._explained", "ReplayError"): "the sentence of explain()",
+    ("storages.redis", "RedisStorage._ask", "ReplayError"): "the sentence of explain()",
     ("testing.conformance", "_demand", "AssertionError"): "the sentence of the caller",
     ("testing.conformance", "_check_processing", "LookupError"): "fails a block on purpose",
 }
@@ -429,6 +430,7 @@ ADVISING = [
     *advice._TEMPORARY.values(),
     advice._LOOK_IT_UP,
     *_marker_file.ADVICE.values(),
+    *redis.ADVICE.values(),
 ]
 
 

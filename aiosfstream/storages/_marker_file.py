@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from ..exceptions import ReplayError
 from ..replay import AHEAD, ReplayMarker
-from ._values import NO_DATE, moment_of, same_org, sound
+from ._values import NO_DATE, moment_of, short_id, sound
 
 __all__ = ["BUSY_TIMEOUT", "MarkerFile", "Row", "explain"]
 
@@ -157,7 +157,7 @@ class MarkerFile:
             row = database.execute(_SELECT_ORG).fetchone()
             if row is None:
                 database.execute(_STORE_ORG, (sound(org_id),))
-            elif not same_org(row[0], org_id):
+            elif short_id(row[0]) != short_id(org_id):
                 self._change_org(database, row[0], org_id, may_start_anew)
 
     def _change_org(

@@ -8,7 +8,7 @@ from typing import Final
 from ..exceptions import ReplayError
 from ..replay import ReplayMarker, instant
 
-__all__ = ["NO_DATE", "as_json", "moment_of", "same_org", "sound"]
+__all__ = ["NO_DATE", "as_json", "moment_of", "short_id", "sound"]
 
 #: Older than any date, and a number that SQL and Lua understand.
 NO_DATE: Final = -1e300
@@ -47,10 +47,9 @@ def sound(text: object) -> str:
     return str(text).encode("utf-8", "replace").decode("utf-8")
 
 
-def same_org(one: str, other: str) -> bool:
-    """Say whether two ids, of 15 or 18 characters, are those of one org.
+def short_id(org_id: str) -> str:
+    """Give the id of an org in its short form, which is the same for ids of 15 and of 18 characters.
 
-    :param one: an id
-    :param other: an id
+    :param org_id: an id
     """
-    return one[:_ID_LENGTH] == other[:_ID_LENGTH]
+    return sound(org_id)[:_ID_LENGTH]
