@@ -135,6 +135,24 @@ async def test_statuses(
     assert ("again" in text) == (trouble in (Trouble.LOST, Trouble.UNAUTHORIZED) and status != 200)
 
 
+@pytest.mark.parametrize(
+    ("status", "trouble"),
+    [
+        (204, Trouble.LOST),
+        (299, Trouble.LOST),
+        (300, Trouble.REDIRECTED),
+        (399, Trouble.REDIRECTED),
+        (400, Trouble.REJECTED),
+        (499, Trouble.REJECTED),
+        (500, Trouble.LOST),
+    ],
+)
+def test_classes_of_statuses(status: int, trouble: Trouble) -> None:
+    failure = status_failure(Answer("http://x", status, {"Retry-After": "7"}, b""))
+    assert failure.trouble is trouble
+    assert failure.retry_after == (7 if status >= 400 else None)
+
+
 GARBAGE = {
     "no HTTP": (b"garbage\r\n\r\n", "the answer is no HTTP: "),
     "no header": (b"HTTP/1.1 200 OK\r\nno header\x01\r\n\r\n", "the answer is no HTTP: Invalid"),
