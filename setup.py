@@ -55,6 +55,7 @@ TESTS = [
     "SQLAlchemy[asyncio]>=2.0.36",
     # The build backend, so that the test of the distributions needs no download.
     "setuptools>=77.0.3",
+    "shtab>=1.7",
     "trustme>=1.2",
     "uvicorn>=0.30",
 ]

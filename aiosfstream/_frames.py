@@ -49,23 +49,25 @@ def without_frames(error: ErrorT, *, secrets: Secrets = ()) -> ErrorT:
     for part in _parts(error):
         part.__traceback__ = None
         if not _is_ours(part):
-            _clean(part, known)
+            # An exception of the application's may be as odd as it likes.
+            with suppress(Exception):
+                _clean(part, known)
     return error
 
 
 def _parts(error: BaseException) -> Iterator[BaseException]:
     """Give the exception and every one that can be reached from it."""
     seen: set[int] = set()
-    waiting: list[BaseException] = [error]
+    waiting: list[object] = [error]
     while waiting:
         part = waiting.pop()
-        if id(part) in seen:
+        if id(part) in seen or not isinstance(part, BaseException):
             continue
         seen.add(id(part))
-        inside = (part.__cause__, part.__context__, *part.args, *vars(part).values())
-        group = getattr(part, "exceptions", ())
-        inside = (*inside, *(group if isinstance(group, (tuple, list)) else ()))
-        waiting += [other for other in inside if isinstance(other, BaseException)]
+        waiting += filter(None, (part.__cause__, part.__context__, *vars(part).values()))
+        for name in ("args", "exceptions"):
+            with suppress(Exception):
+                waiting += getattr(part, name, ())
         yield part
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import hmac
 import html
+import operator
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote, quote_plus
 
-__all__ = ["LIMIT", "MASK", "Secret", "fit"]
+__all__ = ["LIMIT", "MASK", "Secret", "fit", "without_secrets"]
 
 #: Characters that a text has at most, unless told otherwise.
 LIMIT: Final = 300
@@ -20,6 +22,8 @@ MASK: Final = "..."
 _SHORTEST: Final = 4
 #: Characters of the shortest secret whose first half is masked as well, where a server cut it off.
 _LONG: Final = 16
+#: How deep lists and dicts are looked into: no deeper than a JSON parser goes.
+_DEEPEST: Final = 200
 #: Characters that one character of a secret may become: four bytes, each as ``%F0``.
 _WIDEST: Final = 12
 
@@ -95,7 +99,7 @@ def fit(text: object, *, secrets: Iterable[str | Secret | None] = (), limit: int
     """Make a text that came from elsewhere fit for a log or an error.
 
     The result is one line without characters that control a terminal, reorder a line or cannot be seen.
-    Each secret is masked wherever it stands: as it is, escaped for a URL, HTML, JSON or Python, and
+    Each secret is masked wherever it stands: plain, escaped for a URL, HTML, JSON or Python, and
     in base64. So is what follows ``Basic`` and ``Bearer``, and the user of a URL. Of a long text only
     the beginning is looked at.
 
@@ -116,6 +120,48 @@ def fit(text: object, *, secrets: Iterable[str | Secret | None] = (), limit: int
     if is_whole and len(line) <= limit:
         return line
     return line[: max(limit - len(MASK), 0)].rstrip() + MASK
+
+
+def without_secrets(value: Any, secrets: Iterable[str | Secret | None]) -> Any:
+    """Give a JSON value with each secret in its texts masked, and nothing else changed or cut.
+
+    For what is handed on as it came, such as the message of a refusal. It looks for the usual forms of a
+    secret only, at the speed of ``str.replace()``: what is to be shown goes through :func:`fit`.
+
+    :param value: texts, numbers, lists and dicts
+    :param secrets: what must not be in it
+    :return: the same object if there is nothing to mask, else a copy
+    """
+    values = {found for secret in secrets if (found := _value_of(secret))}
+    forms = {form for one in values if len(one) >= _SHORTEST for form in _forms(one)}
+    return _replaced(value, sorted(forms, key=len, reverse=True), 0) if forms else value
+
+
+def _forms(secret: str) -> Iterator[str]:
+    yield from (secret, html.escape(secret), html.escape(secret, quote=False))
+    data = secret.encode("utf-8", "surrogatepass")
+    yield from (quote(data), quote(data, safe=""), quote_plus(data))
+    yield from (core.decode("ascii") for core in _base64_cores(data))
+
+
+def _replaced(value: Any, forms: list[str], depth: int) -> Any:
+    if isinstance(value, str):
+        for form in forms:
+            value = value.replace(form, MASK)
+        return value
+    if depth > _DEEPEST or not isinstance(value, (list, dict)):
+        return value
+    if isinstance(value, list):
+        items = [_replaced(item, forms, depth + 1) for item in value]
+        return value if all(map(operator.is_, items, value)) else items
+    pairs = {
+        _replaced(name, forms, depth + 1): _replaced(item, forms, depth + 1)
+        for name, item in value.items()
+    }
+    is_same = (
+        all(map(operator.is_, pairs.values(), value.values())) and pairs.keys() == value.keys()
+    )
+    return value if is_same else pairs
 
 
 def _value_of(secret: str | Secret | None) -> str | None:
@@ -194,7 +240,7 @@ def _encodings(text: str) -> tuple[bytes, bytes]:
 
 
 def _views(text: str) -> Iterator[_View]:
-    """Give *text* as it is, and with its escapes undone as often as there are any, at most three times."""
+    """Give *text* itself, and with its escapes undone as often as there are any, at most three times."""
     sizes = [len(character.encode("utf-8", "surrogatepass")) for character in text]
     places = [place for place, size in enumerate(sizes) for _ in range(size)]
     view = _View(text.encode("utf-8", "surrogatepass"), places, [place + 1 for place in places])

@@ -13,42 +13,34 @@ import logging
 import sys
 import time
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar
 
 from aiocometd.extensions import AuthExtension
 from aiocometd.typing import Headers, Payload
 
-from ._frames import without_frames
 from ._http.bodies import Dumper, Loader
 from ._internals import Slot
 from ._oauth.answers import (
-    FIELDS,
-    failed,
-    fields_of,
     is_expired,
     is_header_safe,
     is_signed,
     place_of,
-    problem_of,
-    refusal,
-    unreachable,
-    useless,
 )
 from ._oauth.flight import authorization_of, in_time, log_in_again, share
-from ._oauth.flows import Flow, flow_of, has_flow
+from ._oauth.flows import Flow, has_flow
 from ._oauth.keys import load_private_key, text_of_key
+from ._oauth.login import LogIn, forget
 from ._oauth.request import Form, ask, lend_session
 from ._oauth.state import (
     REQUEST_TIMEOUT,
     STATE,
     Owned,
     OwnedSlot,
-    assign,
     hidden,
     hide,
-    is_hidden,
     read,
+    require,
     secrets_of,
     timeout_of,
 )
@@ -252,20 +244,16 @@ class AuthenticatorBase(AuthExtension):
     async def authenticate(self) -> None:
         """Get a token.
 
-        One log-in at a time: who calls this while one is under way waits for that one. A caller that
-        is cancelled takes none of the others along, and leaves nothing running behind it.
+        One log-in at a time: whoever calls this while one is under way waits for that one. Cancelling
+        one caller cancels none of the others, and leaves nothing running.
 
         :raises AuthenticationError: if the credentials are refused: the token is forgotten then. If
             the token endpoint cannot be reached or understood, or asks to come back later: that says
             nothing about the token, which stays. Its attributes tell them apart
         """
-        flow, log_in = flow_of(self), functools.partial(_log_in, self)
-        if flow.asks_nobody(self):
-            error = await log_in()
-        else:
-            error = await share(
-                self, log_in, name=_token_url_of(self), finishes=flow.finishes_when_cancelled
-            )
+        error = await share(
+            self, LogIn(self, self._authenticate, functools.partial(_token_url_of, self))
+        )
         if error is not None:
             raise error
 
@@ -280,124 +268,7 @@ def _token_url_of(authenticator: AuthenticatorBase) -> str:
 
 def _login_url_of(authenticator: AuthenticatorBase) -> str:
     """Give the base of the OAuth endpoints, to name whom an authenticator is for."""
-    return STATE.of(authenticator).login_url or _token_url_of(authenticator).removesuffix(
-        TOKEN_PATH
-    )
-
-
-async def _log_in(authenticator: AuthenticatorBase) -> AuthenticationError | None:
-    """Ask, check what comes back, and keep it.
-
-    :return: why it has failed, without the frames that have seen the credentials; or None
-    """
-    state = STATE.of(authenticator)
-    state.asked = state.retry_after = None
-    changes = state.changes
-    try:
-        asking: Awaitable[Any] = authenticator._authenticate()
-        if not flow_of(authenticator).asks_nobody(authenticator):
-            asking = in_time(asking, timeout_of(authenticator))
-        outcome = await asking
-        error = await _judge(authenticator, outcome, changes)
-    except AuthenticationError as raised:
-        error = raised
-    except Exception as raised:  # noqa: BLE001 - a subclass may raise anything
-        error = _failure(authenticator, raised)
-    return error and without_frames(error, secrets=secrets_of(authenticator))
-
-
-def _failure(authenticator: AuthenticatorBase, error: Exception) -> AuthenticationError:
-    """Give the error for what ``_authenticate()`` has raised."""
-    told = flow_of(authenticator).failure(authenticator, error)
-    if told is None and isinstance(error, asyncio.TimeoutError):
-        told = unreachable(
-            f"no answer of {_token_url_of(authenticator)} within {timeout_of(authenticator):g} seconds; try"
-            " again later"
-        )
-    if told is None:
-        what = f"{type(authenticator).__name__}._authenticate()"
-        return failed(what, error, secrets_of(authenticator))
-    told.__cause__ = error
-    return told
-
-
-async def _judge(
-    authenticator: AuthenticatorBase, outcome: object, changes: int
-) -> AuthenticationError | None:
-    """Check what ``_authenticate()`` has returned."""
-    if (
-        not isinstance(outcome, (tuple, list))
-        or len(outcome) != 2
-        or not isinstance(outcome[0], int)
-    ):
-        return AuthenticationError(
-            f"Authentication failed: {type(authenticator).__name__}._authenticate() should return an HTTP"
-            f" status and a dict, not {type(outcome).__name__!r}"
-        )
-    status, reply = outcome
-    if not isinstance(reply, Mapping):
-        return unreachable(
-            f"the answer of {_token_url_of(authenticator)}, with HTTP status {status:d}, is no JSON object;"
-            " check login_url",
-            status=status,
-        )
-    if status == 200:
-        return await _accept(authenticator, dict(reply), changes)
-    error = refusal(
-        _token_url_of(authenticator),
-        status,
-        reply,
-        secrets=secrets_of(authenticator),
-        retry_after=STATE.of(authenticator).retry_after,
-        hint=flow_of(authenticator).hint(authenticator, dict(reply)),
-    )
-    if not error.retryable:
-        _forget(authenticator)
-    return error
-
-
-async def _accept(
-    authenticator: AuthenticatorBase, reply: dict[str, Any], changes: int
-) -> AuthenticationError | None:
-    """Keep a token, if it can be used."""
-    # First of all: the answer may be of no use otherwise, but what it rotated is gone.
-    error = await flow_of(authenticator).keep(authenticator, reply)
-    if error is not None:
-        return error
-    state, url = STATE.of(authenticator), _token_url_of(authenticator)
-    fields = _assigned(authenticator, changes) | fields_of(reply)
-    if not fields.get("access_token") or not fields.get("instance_url"):
-        return unreachable(
-            f"the answer of {url} has no access_token or no instance_url; check login_url",
-            status=200,
-        )
-    fields["token_type"] = fields.get("token_type") or "Bearer"
-    problem = problem_of(fields, state.asked) or flow_of(authenticator).doubt(authenticator, reply)
-    if problem is not None:
-        return useless(url, problem)
-    _forget(authenticator)
-    for name, value in fields.items():
-        assign(authenticator, name, value)
-    state.instance_url = fields["instance_url"]
-    return None
-
-
-def _assigned(authenticator: AuthenticatorBase, changes: int) -> dict[str, str]:
-    """Give what ``_authenticate()`` has assigned to the attributes itself."""
-    state = STATE.of(authenticator)
-    token = read(authenticator, "access_token")
-    own = {}
-    if state.changes != changes or (token and not is_hidden(authenticator, "access_token")):
-        own = {name: read(authenticator, name) for name in FIELDS}
-    elif state.asked is None:
-        # An answer of its own may leave out what the application has said once.
-        own = {"instance_url": read(authenticator, "instance_url") or state.instance_url}
-    return fields_of(own)
-
-
-def _forget(authenticator: AuthenticatorBase) -> None:
-    for name in FIELDS:
-        assign(authenticator, name, None)
+    return _token_url_of(authenticator).removesuffix(TOKEN_PATH)
 
 
 async def post_form(authenticator: AuthenticatorBase, form: Form) -> tuple[int, dict[str, Any]]:
@@ -422,29 +293,6 @@ async def post_form(authenticator: AuthenticatorBase, form: Form) -> tuple[int, 
     state.retry_after = reply.retry_after
     state.clock_lag = state.clock_lag if reply.clock_lag is None else reply.clock_lag
     return reply.status, reply.content
-
-
-def _require(**values: str | Secret) -> None:
-    """Refuse what was left out, before anything is sent.
-
-    :raises TypeError: if a value is no text
-    :raises ValueError: if it is empty
-    """
-    for name, value in values.items():
-        kind, is_empty = _kind_of(value)
-        if kind is not str:
-            # Nothing that might be a secret is in this frame but what hides it.
-            del value
-            raise TypeError(f"{name} should be a str, and it is of the type {kind.__name__!r}")
-        if is_empty:
-            raise ValueError(f"{name} should not be empty: set it, nobody can log in without")
-
-
-def _kind_of(value: str | Secret) -> tuple[type, bool]:
-    plain: object = value.reveal() if isinstance(value, Secret) else value
-    if not isinstance(plain, str):
-        return type(plain), False
-    return str, not plain.strip()
 
 
 class SecretMixin(AuthenticatorBase):
@@ -479,7 +327,7 @@ class SecretMixin(AuthenticatorBase):
     ) -> None:
         # No frame that an exception passes has a secret in the open.
         consumer_secret = Secret.of(consumer_secret)
-        _require(consumer_key=consumer_key)
+        require(consumer_key=consumer_key)
         super().__init__(sandbox, json_dumps, json_loads, login_url=login_url)
         self.client_id = consumer_key
         self.client_secret = consumer_secret.reveal()
@@ -554,7 +402,7 @@ class PasswordAuthenticator(SecretMixin):
     ) -> None:
         secret, hidden_password = Secret(consumer_secret), Secret(password)
         del consumer_secret, password
-        _require(consumer_secret=secret, username=username, password=hidden_password)
+        require(consumer_secret=secret, username=username, password=hidden_password)
         super().__init__(consumer_key, secret, sandbox, json_dumps, json_loads, **options)
         self.username = username
         self.password = hidden_password.reveal()
@@ -648,9 +496,9 @@ class RefreshTokenAuthenticator(SecretMixin):
     ) -> None:
         secret, token = Secret(consumer_secret), Secret(refresh_token)
         del consumer_secret, refresh_token
-        _require(refresh_token=token)
+        require(refresh_token=token)
         if secret.reveal() != "":
-            _require(consumer_secret=secret)
+            require(consumer_secret=secret)
         super().__init__(consumer_key, secret, sandbox, json_dumps, json_loads, **options)
         self.refresh_token = token.reveal()
         _ROTATION.of(self).callback = on_token_refreshed
@@ -719,7 +567,7 @@ class ClientCredentialsAuthenticator(SecretMixin):
     ) -> None:
         secret = Secret(consumer_secret)
         del consumer_secret
-        _require(consumer_secret=secret)
+        require(consumer_secret=secret)
         base = normalize_login_url(login_url)
         if base in (LOGIN_URL, SANDBOX_LOGIN_URL):
             raise ValueError(
@@ -809,7 +657,7 @@ class JWTBearerAuthenticator(AuthenticatorBase):
     ) -> None:
         pem = text_of_key(private_key)
         del private_key
-        _require(consumer_key=consumer_key, username=username)
+        require(consumer_key=consumer_key, username=username)
         super().__init__(sandbox, json_dumps, json_loads, **options)
         self.client_id = consumer_key
         self.username = username
@@ -893,7 +741,7 @@ class _Given(Flow):
     def before_renewal(self, authenticator: Any) -> AuthenticationError | None:
         if not isinstance(_SOURCE.of(authenticator), Secret):
             return None
-        _forget(authenticator)
+        forget(authenticator)
         return AuthenticationError(
             f"Authentication failed: {_login_url_of(authenticator)} refused the access token, and a fixed"
             " token cannot be renewed; open a client with a new one, or give AccessTokenAuthenticator an"
@@ -946,7 +794,7 @@ class AccessTokenAuthenticator(AuthenticatorBase):
     async def _authenticate(self) -> tuple[int, dict[str, Any]]:
         source = _SOURCE.of(self)
         token = source.reveal() if isinstance(source, Secret) else await _given(self, source)
-        return 200, {"access_token": token, "instance_url": _login_url_of(self)}
+        return 200, {"access_token": token, "instance_url": STATE.of(self).login_url}
 
 
 async def _given(authenticator: AccessTokenAuthenticator, source: TokenSource) -> str:

@@ -253,7 +253,7 @@ EXCEPTION_PAIRS: Final[dict[type[Exception], type[AiosfstreamException]]] = {
 def translate(error: cometd.AiocometdException) -> AiosfstreamException:
     """Give this package's exception for one of aiocometd's, subclasses of them included.
 
-    :param error: an error of aiocometd, or one of ours, which is returned as it is
+    :param error: an error of aiocometd, or one of ours, which is returned unchanged
     :return: the exception to raise ``from`` it
     """
     if isinstance(error, AiosfstreamException):

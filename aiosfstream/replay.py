@@ -417,6 +417,14 @@ class DurableStorage(ReplayMarkerStorage):
         :raises ReplayError: if that fails; it goes on waiting
         """
 
+    def begin_flush(self) -> bool:
+        """Begin to store what waits in memory, without waiting for the end.
+
+        :return: whether it has begun; if not, only :meth:`flush` will do
+        :raises ReplayError: the failure of the last attempt
+        """
+        return False
+
     async def open_for(self, org_id: str | None) -> None:
         """Get ready, for the markers of one org. A client calls it at each opening.
 
@@ -644,6 +652,16 @@ async def flush(storage: ReplayMarkerStorage) -> None:
         await _Rules(storage).store_due()
     if isinstance(storage, DurableStorage):
         await storage.flush()
+
+
+def begin_flush(storage: ReplayMarkerStorage) -> bool:
+    """Begin to store what waits in memory, so that a request, or the next message, need not wait for it.
+
+    :param storage: the storage
+    :return: whether it has begun; if not, only :func:`flush` will do
+    :raises ReplayError: the failure of the last attempt
+    """
+    return isinstance(storage, DurableStorage) and storage.begin_flush()
 
 
 async def open_for(storage: ReplayMarkerStorage, org_id: str | None) -> None:

@@ -499,7 +499,7 @@ class _Service:
             # Raised by the client no more often than each connection_timeout.
             self._failures += 1
             level = logging.WARNING if self._failures == 1 else logging.INFO
-            LOGGER.log(level, "%s Still trying. The reason: %s", error, error.__cause__)
+            LOGGER.log(level, "%s", error)
         elif self._credentials.may_try_again(error):
             LOGGER.error("The log-in was refused, it is tried again soon: %s", error)
         elif isinstance(error, ReplayError) or is_passing(error):
@@ -530,8 +530,7 @@ class _Service:
     ) -> None:
         try:
             processed = await self._handle(message)
-            # A handler may have ignored that it was cancelled, after others that did not.
-            if processed and not self._cancelling:
+            if processed:
                 await self._store_marker(message, in_flight)
                 return
         except Exception as error:  # noqa: BLE001 - a handler may raise anything

@@ -1,9 +1,8 @@
 """What events look like, for type checkers and editors.
 
-:meth:`Client.receive() <aiosfstream.Client.receive>` gives messages as plain dictionaries, as the server sent
-them: nothing is converted and nothing is checked, so that an event of a new shape is delivered like any other.
-These types describe the four known kinds. The functions beside them tell which kind a message is, and narrow
-its type::
+:meth:`Client.receive() <aiosfstream.Client.receive>` returns messages as plain dictionaries, exactly as the
+server sent them. Nothing is converted or checked, so an event of a new shape is delivered like any other. These
+types describe the four known kinds. The functions say which kind a message is, and narrow its type::
 
     async for message in client:
         if is_change_event(message):
@@ -42,7 +41,7 @@ __all__ = [
     "is_push_topic_event",
 ]
 
-#: What has happened to a record. The ``GAP_`` kinds tell of changes that have to be looked up in the org.
+#: What happened to a record. The ``GAP_`` kinds mean that you must read the record in the org.
 ChangeType = Literal[
     "CREATE",
     "UPDATE",
@@ -62,28 +61,28 @@ class _ReplayId(TypedDict):
 
 
 class Replay(_ReplayId, total=False):
-    """What the server says of an event itself.
+    """What the server says about an event.
 
-    :ivar replayId: its place in the stream; larger ones are newer, and there are gaps
-    :ivar EventUuid: what identifies a platform event, from API version 52.0 on
+    :ivar replayId: the position of the event in its channel. It is opaque: compare it for equality only
+    :ivar EventUuid: the unique id of a platform event, since API version 52.0
     """
 
     EventUuid: str
 
 
 class DatedReplay(_ReplayId):
-    """As :class:`Replay`, of a kind of event that has its date here.
+    """Like :class:`Replay`, for the kinds of events that have their date here.
 
-    :ivar createdDate: when it was created, in ISO 8601
+    :ivar createdDate: when the event was created, in ISO 8601
     """
 
     createdDate: str
 
 
 class PushTopicReplay(DatedReplay):
-    """As :class:`DatedReplay`, of a PushTopic.
+    """Like :class:`DatedReplay`, for PushTopics.
 
-    :ivar type: what has happened to the record
+    :ivar type: what happened to the record
     """
 
     type: Literal["created", "updated", "deleted", "undeleted"]
@@ -94,9 +93,9 @@ class _Channel(TypedDict):
 
 
 class Envelope(_Channel):
-    """An event of any shape, to ``cast`` to where it fits none of the four kinds.
+    """An event of any shape. Use ``cast`` with it for an event that is none of the four kinds.
 
-    :ivar channel: the channel that it was delivered on
+    :ivar channel: the channel that the event was delivered on
     :ivar data: the event
     """
 
@@ -106,9 +105,9 @@ class Envelope(_Channel):
 class PlatformEventData(TypedDict):
     """The data of a platform event.
 
-    :ivar schema: the id of the version of the event's definition
-    :ivar payload: its fields, ``CreatedDate`` and ``CreatedById`` among them
-    :ivar event: what the server says of it
+    :ivar schema: the id of the event definition, which differs for each version
+    :ivar payload: the fields of the event, including ``CreatedDate`` and ``CreatedById``
+    :ivar event: what the server says about the event
     """
 
     schema: str
@@ -117,7 +116,7 @@ class PlatformEventData(TypedDict):
 
 
 class PlatformEventMessage(_Channel):
-    """A platform event, standard or custom, from a channel below ``/event/``.
+    """A standard or custom platform event, from a channel below ``/event/``.
 
     :ivar data: the event
     """
@@ -137,21 +136,21 @@ class _ChangeEventHeader(TypedDict):
 
 
 class ChangeEventHeader(_ChangeEventHeader, total=False):
-    """What a change event says of the change.
+    """What a change event says about the change.
 
     :ivar entityName: the API name of the object
-    :ivar recordIds: the records; several if equal changes of one transaction were merged
-    :ivar changeType: what has happened to them
-    :ivar changeOrigin: who has changed them, as ``com/salesforce/api/<api>/<version>;client=<id>``; may be empty
-    :ivar transactionKey: the same for all changes of one transaction
-    :ivar sequenceNumber: the place within the transaction, from one
+    :ivar recordIds: the ids of the records; several if equal changes in one transaction were merged
+    :ivar changeType: what happened to the records
+    :ivar changeOrigin: what made the change, as ``com/salesforce/api/<api>/<version>;client=<id>``; may be empty
+    :ivar transactionKey: the same for all changes in one transaction
+    :ivar sequenceNumber: the position within the transaction, starting with 1
     :ivar commitTimestamp: when the change was committed, in milliseconds since the epoch
-    :ivar commitUser: the id of the user
-    :ivar commitNumber: the place among all transactions
-    :ivar changedFields: the fields that an update has changed
-    :ivar nulledFields: the fields that an update has emptied; Salesforce does not send it to CometD clients: here
-        such a field is in the payload, with the value None
-    :ivar diffFields: the fields that are sent as a difference; not sent to CometD clients either
+    :ivar commitUser: the id of the user who made the change
+    :ivar commitNumber: the position among all transactions
+    :ivar changedFields: the fields that an update changed
+    :ivar nulledFields: the fields that an update cleared. Salesforce does not send this to CometD clients: a
+        cleared field is in the payload with the value None
+    :ivar diffFields: the fields that are sent as a difference. Salesforce does not send this to CometD clients
     """
 
     commitNumber: int
@@ -161,11 +160,11 @@ class ChangeEventHeader(_ChangeEventHeader, total=False):
 
 
 class ChangeEventPayload(TypedDict):
-    """The payload of a change event: the header, and beside it those of the record's fields that were changed.
+    """The payload of a change event: the header, and the fields of the record that changed.
 
-    Derive a class from it that names the fields of your object, with ``total=False``, and ``cast`` to that.
+    To type the fields of your object, derive a class from this one with ``total=False``, and ``cast`` to it.
 
-    :ivar ChangeEventHeader: what is said of the change
+    :ivar ChangeEventHeader: what the event says about the change
     """
 
     ChangeEventHeader: ChangeEventHeader
@@ -174,9 +173,9 @@ class ChangeEventPayload(TypedDict):
 class ChangeEventData(TypedDict):
     """The data of a change event.
 
-    :ivar schema: the id of the version of the object's definition
-    :ivar payload: header and changed fields
-    :ivar event: what the server says of it
+    :ivar schema: the id of the object definition, which differs for each version
+    :ivar payload: the header and the changed fields
+    :ivar event: what the server says about the event
     """
 
     schema: str
@@ -185,7 +184,7 @@ class ChangeEventData(TypedDict):
 
 
 class ChangeEventMessage(_Channel):
-    """A change event of Change Data Capture, from a channel below ``/data/``.
+    """A change event (Change Data Capture), from a channel below ``/data/``.
 
     :ivar data: the event
     """
@@ -194,9 +193,9 @@ class ChangeEventMessage(_Channel):
 
 
 class PushTopicData(TypedDict):
-    """The data of a PushTopic's event.
+    """The data of a PushTopic event.
 
-    :ivar event: what the server says of it
+    :ivar event: what the server says about the event
     :ivar sobject: the fields of the record that the PushTopic's query selects
     """
 
@@ -205,7 +204,7 @@ class PushTopicData(TypedDict):
 
 
 class PushTopicMessage(_Channel):
-    """An event of a PushTopic, from a channel below ``/topic/``.
+    """A PushTopic event, from a channel below ``/topic/``.
 
     :ivar data: the event
     """
@@ -216,7 +215,7 @@ class PushTopicMessage(_Channel):
 class GenericEventData(TypedDict):
     """The data of a generic event.
 
-    :ivar event: what the server says of it
+    :ivar event: what the server says about the event
     :ivar payload: the text that was published
     """
 
@@ -233,7 +232,7 @@ class GenericEventMessage(_Channel):
     data: GenericEventData
 
 
-#: Any message that :meth:`aiosfstream.Client.receive` is known to give.
+#: A message of any of the four kinds.
 Message = PlatformEventMessage | ChangeEventMessage | PushTopicMessage | GenericEventMessage
 
 
@@ -241,27 +240,27 @@ def is_platform_event(message: Mapping[str, Any]) -> TypeGuard[PlatformEventMess
     """Say whether *message* is a platform event.
 
     :param message: a message as received
-    :return: whether it has the shape of one; the channel is not looked at
+    :return: whether it has the shape of one. The channel is not checked
     """
     payload = _part(message, "payload")
     return isinstance(payload, dict) and "ChangeEventHeader" not in payload
 
 
 def is_change_event(message: Mapping[str, Any]) -> TypeGuard[ChangeEventMessage]:
-    """Say whether *message* is a change event of Change Data Capture.
+    """Say whether *message* is a change event (Change Data Capture).
 
     :param message: a message as received
-    :return: whether it has the shape of one; the channel is not looked at
+    :return: whether it has the shape of one. The channel is not checked
     """
     payload = _part(message, "payload")
     return isinstance(payload, dict) and isinstance(payload.get("ChangeEventHeader"), dict)
 
 
 def is_push_topic_event(message: Mapping[str, Any]) -> TypeGuard[PushTopicMessage]:
-    """Say whether *message* is an event of a PushTopic.
+    """Say whether *message* is a PushTopic event.
 
     :param message: a message as received
-    :return: whether it has the shape of one; the channel is not looked at
+    :return: whether it has the shape of one. The channel is not checked
     """
     return isinstance(_part(message, "sobject"), dict)
 
@@ -270,7 +269,7 @@ def is_generic_event(message: Mapping[str, Any]) -> TypeGuard[GenericEventMessag
     """Say whether *message* is a generic event.
 
     :param message: a message as received
-    :return: whether it has the shape of one; the channel is not looked at
+    :return: whether it has the shape of one. The channel is not checked
     """
     return isinstance(_part(message, "payload"), str)
 

@@ -40,7 +40,7 @@ nitpick_ignore_regex = [
         r"(numbers|os|pathlib|pytest|redis|shelve|signal|sqlite3|ssl|types|typing|yarl)\..*",
     ),
     (r"py:.*", r"[A-Za-z]+"),
-    (r"py:class", r"aiosfstream\.(.*\.)?_.*|aiosfstream\.exceptions\.FuncT"),
+    (r"py:class", r"aiosfstream\.(.*\.)?_.*|aiosfstream\.exceptions\.Func.*"),
 ]
 
 html_theme = "furo"

@@ -54,6 +54,7 @@ def unpack(place: Path) -> Path:
         archive.extractall(place, filter="data")
     source = place / sdist.name.removesuffix(".tar.gz")
     shutil.rmtree(source / "aiosfstream")
+    (source / "aiosfstream_pytest.py").unlink()
     return source
 
 

@@ -26,13 +26,14 @@ def free_port() -> int:
 class RedisServer:
     """A redis-server that writes every command to the disk before it answers."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, cluster: bool = False) -> None:
         program = shutil.which("redis-server")
         assert program is not None, (
             "redis-server is missing: install it (apt-get install redis-server)"
         )
         self._program = program
         self._folder = folder
+        self._cluster = cluster
         self._process: subprocess.Popen[bytes] | None = None
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
@@ -59,6 +60,7 @@ class RedisServer:
             "appendfsync": "always",
             "save": "",
             "daemonize": "no",
+            "cluster-enabled": "yes" if self._cluster else "no",
         }
         arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
         with (self._folder / "redis.log").open("ab") as log:

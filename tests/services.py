@@ -103,6 +103,8 @@ class Scene:
             PYTHONUNBUFFERED=1,
             PYTHONPATH=os.pathsep.join(map(str, [folder, ROOT, EXAMPLES])),
             LAST_ORDER=-1,
+            SALESFORCE_USERNAME=org.credentials["username"],
+            SALESFORCE_PASSWORD=org.credentials["password"],
         )
         self.start()
 

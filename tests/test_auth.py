@@ -13,8 +13,6 @@ import logging
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qsl, quote, quote_plus
 
@@ -22,8 +20,6 @@ import aiohttp
 import jwt
 import orjson
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,372 +35,36 @@ from aiosfstream import (
 )
 from aiosfstream._cli.login import CodeExchange
 from aiosfstream._oauth import flight
-from aiosfstream._oauth.advice import advise
 from aiosfstream._oauth.answers import is_signed
 from aiosfstream._oauth.state import assign
-from aiosfstream._oauth.urls import audience_of, is_loopback, is_secure, normalize_login_url
-from aiosfstream.auth import SANDBOX_TOKEN_URL, TOKEN_URL, lend_session
+from aiosfstream._oauth.urls import is_secure
+from aiosfstream.auth import ASSERTION_LIFETIME, lend_session
+from tests.oauth import (
+    INSTANCE,
+    KEY,
+    LOGGED_IN,
+    LOGGED_OUT,
+    PASSWORD,
+    PRIVATE_KEY,
+    PUBLIC_PEM,
+    REPLY,
+    SECRET,
+    TOKEN,
+    USER,
+    Endpoint,
+    Json,
+    Mine,
+    answer,
+    bearer,
+    endpoint,
+    failure,
+    fields,
+    password,
+    pem,
+    refreshing,
+    refusal,
+)
 from tests.support import soon, until
-
-KEY, SECRET, USER, PASSWORD = "consumer-key", "consumer-secret", "user@example.com", "p+&%=é 1"
-INSTANCE = "https://MyDomainName.my.salesforce.com"
-TOKEN = "00Dx0000000BV7z!AR8AQ.P0jIT_N80"
-REPLY: dict[str, Any] = {
-    "access_token": TOKEN,
-    "instance_url": INSTANCE,
-    "id": "https://login.salesforce.com/id/00Dx/005x",
-    "token_type": "Bearer",
-    "issued_at": "1278448384422",
-    "signature": "CMJ4l+CCaPQiKjoOEwEig9H4wqhpuLSk4J2urAe+fVg=",
-    "scope": "id api refresh_token",
-}
-LOGGED_IN = {name: REPLY[name] for name in REPLY if name != "scope"}
-LOGGED_OUT = dict.fromkeys(LOGGED_IN)
-
-Json = dict[str, Any]
-
-
-def answer(
-    reply: Any, status: int = 200, headers: dict[str, str] | None = None, extra: int = 0
-) -> bytes:
-    """Make an HTTP response; *extra* bytes are promised beyond those that come."""
-    body = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
-    lines = {"Content-Length": str(len(body) + extra), "Connection": "close", **(headers or {})}
-    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
-    return f"HTTP/1.1 {status} Some Reason\r\n{head}\r\n".encode() + body
-
-
-def refusal(error: str, description: str = "", status: int = 400) -> bytes:
-    return answer({"error": error, "error_description": description}, status)
-
-
-class Endpoint:
-    """A token endpoint on loopback.
-
-    :ivar answers: the answers in their order, the last one for all further requests
-    :ivar forms: the forms that were posted
-    """
-
-    def __init__(self, *answers: bytes) -> None:
-        self.answers = list(answers) or [answer(REPLY)]
-        self.forms: list[dict[str, str]] = []
-        self.heads: list[str] = []
-        self.url = ""
-        self.open = 0
-        #: Answers are held back until it is set.
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.open += 1
-        try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            sizes = [
-                line for line in head.splitlines() if line.lower().startswith("content-length")
-            ]
-            body = await reader.readexactly(int(sizes[0].partition(":")[2]))
-            self.heads.append(head)
-            self.forms.append(dict(parse_qsl(body.decode(), strict_parsing=True)))
-            await self.gate.wait()
-            writer.write(self.answers.pop(0) if len(self.answers) > 1 else self.answers[0])
-            await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            self.open -= 1
-            writer.close()
-
-
-@asynccontextmanager
-async def endpoint(*answers: bytes) -> AsyncIterator[Endpoint]:
-    """Run a token endpoint, and see that nothing is left of what used it."""
-    before = asyncio.all_tasks()
-    served = Endpoint(*answers)
-    server = await asyncio.start_server(served.serve, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    served.url = f"http://127.0.0.1:{port}"
-    try:
-        yield served
-        left = asyncio.all_tasks() - before
-        names = {task.get_name() for task in left}
-        assert "aiosfstream log-in" not in names, "a log-in is left behind"
-    finally:
-        served.gate.set()
-        server.close()
-        await until(lambda: not served.open)
-
-
-def password(url: str | None = None, **options: Any) -> PasswordAuthenticator:
-    return PasswordAuthenticator(KEY, SECRET, USER, PASSWORD, login_url=url, **options)
-
-
-def refreshing(url: str | None = None, **options: Any) -> RefreshTokenAuthenticator:
-    return RefreshTokenAuthenticator(KEY, SECRET, "first-token", login_url=url, **options)
-
-
-def fields(authenticator: AuthenticatorBase) -> Json:
-    return {name: getattr(authenticator, name) for name in LOGGED_IN}
-
-
-async def failure(authenticator: AuthenticatorBase) -> AuthenticationError:
-    with pytest.raises(AuthenticationError) as caught:
-        await soon(authenticator.authenticate())
-    return caught.value
-
-
-def pem(key: Any, password: bytes | None = None) -> bytes:
-    encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
-    if password is not None:
-        encryption = serialization.BestAvailableEncryption(password)
-    data: bytes = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
-    )
-    return data
-
-
-PRIVATE_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-PUBLIC_PEM = PRIVATE_KEY.public_key().public_bytes(
-    serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-)
-
-
-def bearer(url: str | None = None, **options: Any) -> JWTBearerAuthenticator:
-    return JWTBearerAuthenticator(KEY, USER, pem(PRIVATE_KEY), login_url=url, **options)
-
-
-class Mine(AuthenticatorBase):
-    """What a program of its own may have written."""
-
-    def __init__(self, outcome: Any, **options: Any) -> None:
-        super().__init__(**options)
-        self.outcome = outcome
-
-    async def _authenticate(self) -> tuple[int, dict[str, Any]]:
-        if isinstance(self.outcome, BaseException):
-            raise self.outcome
-        result: tuple[int, dict[str, Any]] = self.outcome
-        return result
-
-
-# Where to log in
-
-
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("https://example.my.salesforce.com", "https://example.my.salesforce.com"),
-        ("https://example.my.salesforce.com/", "https://example.my.salesforce.com"),
-        ("example.my.salesforce.com", "https://example.my.salesforce.com"),
-        ("  Example.My.Salesforce.com/ \n", "https://example.my.salesforce.com"),
-        ("HTTPS://EXAMPLE.my.salesforce.com", "https://example.my.salesforce.com"),
-        ("a--b.sandbox.my.salesforce.com", "https://a--b.sandbox.my.salesforce.com"),
-        ("a.my.site.com/Partners/", "https://a.my.site.com/Partners"),
-        ("https://a.my.site.com//", "https://a.my.site.com"),
-        ("https://login.example.com:8443/x/y", "https://login.example.com:8443/x/y"),
-        ("https://a.my.salesforce.com/services/oauth2/token", "https://a.my.salesforce.com"),
-        ("a.my.salesforce.com/services/oauth2/authorize/", "https://a.my.salesforce.com"),
-        ("a.my.site.com/x/services/oauth2/token", "https://a.my.site.com/x"),
-        ("http://localhost:8080", "http://localhost:8080"),
-        ("http://127.0.0.1:1/", "http://127.0.0.1:1"),
-        ("http://[::1]:99", "http://[::1]:99"),
-        ("localhost:8080", "https://localhost:8080"),
-    ],
-)
-def test_a_login_url_is_understood_in_every_form(url: str, expected: str) -> None:
-    assert normalize_login_url(url) == expected
-    assert password(url)._token_url == f"{expected}/services/oauth2/token"
-
-
-@pytest.mark.parametrize(
-    ("url", "reason"),
-    [
-        ("", "should be a host or a URL"),
-        ("   ", "should be a host or a URL"),
-        ("https://", "should be a host or a URL"),
-        ("/services", "should be a host or a URL"),
-        ("https://my domain.com", "should be a host or a URL"),
-        ("https://exämple.com", "should be a host or a URL"),
-        ("https://a.com\r\nX: y", "should be a host or a URL"),
-        ("https://a.com:port", "should be a host or a URL"),
-        ("https://a.com:99999", "should be a host or a URL"),
-        ("https://[::1", "should be a host or a URL"),
-        ("javascript:alert(1)", "should be a host or a URL"),
-        (None, "should be a host or a URL"),
-        (b"a.my.salesforce.com", "should be a host or a URL"),
-        (["a.my.salesforce.com"], "should be a host or a URL"),
-        ("http://a.my.salesforce.com", "https URL"),
-        ("http://127.0.0.1.example.com", "https URL"),
-        ("http://localhost.example.com", "https URL"),
-        ("ftp://a.my.salesforce.com", "https URL"),
-        ("https://a.com?x=1", "no user, no query"),
-        ("https://a.com/#x", "no user, no query"),
-        ("https://user@a.com", "no user, no query"),
-        ("https://good.com\\@evil.com", "no user, no query"),
-        ("https://a.lightning.force.com", r"use a\.my\.salesforce\.com"),
-        ("a--b.sandbox.lightning.force.com/x", r"use a--b\.sandbox\.my\.salesforce\.com"),
-        ("https://a.my.salesforce-setup.com", r"use a\.my\.salesforce\.com"),
-        ("A.Salesforce-Setup.com", r"use a\.my\.salesforce\.com"),
-    ],
-)
-def test_a_login_url_that_cannot_be_right_is_refused(url: Any, reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
-        normalize_login_url(url)
-
-
-def test_a_password_in_a_login_url_is_not_repeated() -> None:
-    with pytest.raises(ValueError, match="login_url should") as caught:
-        password("https://user:hidden-password@a.my.salesforce.com")
-    assert "hidden" not in str(caught.value)
-
-
-@given(st.text(max_size=40))
-def test_a_login_url_is_either_secure_or_refused(text: str) -> None:
-    try:
-        url = normalize_login_url(text)
-    except ValueError:
-        return
-    assert is_secure(url)
-    assert not url.endswith("/")
-    assert "@" not in url
-
-
-def test_production_and_sandbox_have_hosts_of_their_own() -> None:
-    assert TOKEN_URL == "https://login.salesforce.com/services/oauth2/token"
-    assert SANDBOX_TOKEN_URL == "https://test.salesforce.com/services/oauth2/token"
-    assert password()._token_url == TOKEN_URL
-    assert password(sandbox=True)._token_url == SANDBOX_TOKEN_URL
-    assert refreshing(sandbox=True)._token_url == SANDBOX_TOKEN_URL
-    assert bearer(sandbox=True)._token_url == SANDBOX_TOKEN_URL
-    assert Mine(None, sandbox=True)._token_url == SANDBOX_TOKEN_URL
-
-
-@pytest.mark.parametrize("url", ["login.salesforce.com", "https://test.salesforce.com/"])
-def test_client_credentials_need_a_my_domain(url: str) -> None:
-    with pytest.raises(ValueError, match="My Domain"):
-        ClientCredentialsAuthenticator(KEY, SECRET, login_url=url)
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        ("localhost", True),
-        ("LOCALHOST", True),
-        ("127.0.0.1", True),
-        ("127.8.9.1", True),
-        ("::1", True),
-        ("128.0.0.1", False),
-        ("::2", False),
-        ("localhost.example", False),
-        ("0.0.0.0", False),
-        ("", False),
-    ],
-)
-def test_what_is_this_machine(host: str, expected: bool) -> None:
-    assert is_loopback(host) is expected
-
-
-@pytest.mark.parametrize(
-    ("login_url", "sandbox", "expected"),
-    [
-        ("https://login.salesforce.com", False, "https://login.salesforce.com"),
-        ("https://test.salesforce.com", False, "https://test.salesforce.com"),
-        ("https://a.my.salesforce.com", False, "https://login.salesforce.com"),
-        ("https://a.my.salesforce.com", True, "https://test.salesforce.com"),
-        ("https://a.develop.my.salesforce.com", False, "https://login.salesforce.com"),
-        ("https://test.my.salesforce.com", False, "https://login.salesforce.com"),
-        ("https://sandbox.my.salesforce.com", False, "https://login.salesforce.com"),
-        ("https://a--b.sandbox.my.salesforce.com", False, "https://test.salesforce.com"),
-        ("https://a--b.my.salesforce.com", False, "https://test.salesforce.com"),
-        ("https://a.scratch.my.salesforce.com", False, "https://test.salesforce.com"),
-        ("https://a.my.site.com", False, "https://a.my.site.com"),
-        ("https://a.my.site.com/partners", False, "https://a.my.site.com/partners"),
-        ("https://a--b.sandbox.my.site.com", True, "https://a--b.sandbox.my.site.com"),
-        ("https://a.force.com/x", False, "https://a.force.com/x"),
-        ("https://members.example.com", False, "https://members.example.com"),
-        ("http://127.0.0.1:8080", False, "https://login.salesforce.com"),
-        ("http://localhost:8080", True, "https://test.salesforce.com"),
-    ],
-)
-def test_an_assertion_is_for_the_right_audience(
-    login_url: str, sandbox: bool, expected: str
-) -> None:
-    assert audience_of(login_url, sandbox=sandbox) == expected
-
-
-# What a refusal means
-
-
-@pytest.mark.parametrize(
-    ("error", "description", "advice", "retryable"),
-    [
-        ("invalid_grant", "authentication failure", "Summer '23", False),
-        ("invalid_grant", "expired access/refresh token", "authorize the app again", False),
-        ("invalid_grant", "user hasn't approved this consumer", "pre-authorized", False),
-        ("invalid_grant", "user hasn\u2019t approved this consumer", "pre-authorized", False),
-        ("invalid_grant", "audience is invalid", "audience", False),
-        ("invalid_grant", "Audience validation failed", "audience", False),
-        ("invalid_grant", "expired authorization code", "clock", False),
-        ("invalid_grant", "invalid assertion", "certificate", False),
-        ("invalid_grant", "request not supported on this domain", "My Domain", False),
-        ("invalid_grant", "no client credentials user enabled", "Run As", False),
-        ("invalid_grant", "ip restricted or invalid login hours", "login hours", False),
-        ("invalid_grant", "inactive user", "deactivated", False),
-        ("invalid_grant", "inactive organization", "locked", False),
-        ("invalid_grant", "login rate exceeded", "wait, up to an hour", True),
-        ("invalid_grant", "LOGIN_RATE_EXCEEDED", "wait, up to an hour", True),
-        ("invalid_grant", "something new", "Check login_url, the app", False),
-        ("invalid_client_id", "client identifier invalid", "ten minutes", False),
-        ("invalid_client", "invalid client credentials", "consumer secret", False),
-        ("invalid_request", "must use HTTP POST", "login_url", False),
-        ("unsupported_grant_type", "grant type not supported", "not offered", False),
-        ("invalid_scope", "", '"Manage user data via APIs (api)"', False),
-        ("invalid_app_access", "", "access to the app", False),
-        ("app_blocked", "", "unblock", False),
-        ("app_not_found", "", "Install the app", False),
-        ("oauth_flow_disabled", "", "Enable the flow", False),
-        ("oauth_policy_not_found", "", "Install the app", False),
-        ("inactive_user", "", "deactivated", False),
-        ("inactive_org", "", "locked", False),
-        ("rate_limit_exceeded", "", "wait, up to an hour", True),
-        ("server_error", "", "try again later", True),
-        ("service_unavailable", "", "try again later", True),
-        ("system_down", "", "try again later", True),
-        ("slow_down", "", "try again later", True),
-        ("unknown_error", "", "try again later", True),
-        (
-            "",
-            "failed to authenticate the integration, please generate a key",
-            "Check login_url, the app",
-            False,
-        ),
-    ],
-)
-async def test_a_refusal_says_what_to_do(
-    error: str, description: str, advice: str, retryable: bool
-) -> None:
-    sentence, again = advise(error, description, 400)
-    assert advice in sentence
-    assert advice
-    assert again is retryable
-    async with endpoint(refusal(error, description)) as served:
-        refused = await failure(password(served.url))
-    assert str(refused).startswith("Authentication failed")
-    assert sentence in str(refused)
-    assert error in str(refused)
-    assert description in str(refused)
-    assert (refused.error, refused.error_description) == (error or None, description or None)
-    assert refused.status == 400
-    assert refused.retryable is retryable
-
-
-def test_a_status_may_say_more_than_the_words() -> None:
-    assert advise("", "", 429) == ("Try again later.", True)
-    assert advise("", "", 408) == ("Try again later.", True)
-    assert advise("", "", 503) == ("Try again later.", True)
-    advice, retryable = advise("invalid_grant", "", 401)
-    assert advice.startswith("Check login_url")
-    assert not retryable
-
 
 # A successful log-in
 
@@ -990,6 +650,24 @@ async def test_an_assertion_that_expired_is_made_again_by_the_clock_of_the_serve
     assert f"seconds {word} that of {served.url}" in caplog.text
 
 
+@pytest.mark.parametrize("ahead", [2 * 3600, -2 * 3600, 7000 * 365 * 86400])
+async def test_the_clock_of_the_server_moves_ours_by_an_hour_at_most(ahead: float) -> None:
+    far = date_in(ahead) if abs(ahead) < 1e6 else "Fri, 31 Dec 9999 23:59:59 GMT"
+    async with endpoint(expired(far), answer(REPLY)) as served:
+        before = time.time()
+        await bearer(served.url).authenticate()
+    first, second = (expiry_of(form) for form in served.forms)
+    limit = ASSERTION_LIFETIME + 3600
+    assert before + ASSERTION_LIFETIME - 1 <= first <= time.time() + ASSERTION_LIFETIME
+    assert second <= time.time() + limit
+    assert abs(second - first) <= 3600 + 2
+
+
+def expiry_of(form: dict[str, str]) -> float:
+    claims = jwt.decode(form["assertion"], options={"verify_signature": False})
+    return float(claims["exp"])
+
+
 async def test_an_assertion_is_made_again_once_only() -> None:
     async with endpoint(expired(date_in(600))) as served:
         error = await failure(bearer(served.url))
@@ -1015,49 +693,6 @@ async def test_a_clock_that_is_right_is_not_blamed(caplog: pytest.LogCaptureFixt
     assert "expired on its way" in caplog.text
     assert "seconds" not in caplog.text
     assert "seconds" not in str(error)
-
-
-BAD_KEYS: dict[str, Any] = {
-    "nothing": "",
-    "no PEM": "not-a-key",
-    "a public key": PUBLIC_PEM,
-    "an elliptic curve": pem(ec.generate_private_key(ec.SECP256R1())),
-    "with a passphrase": pem(PRIVATE_KEY, b"passphrase"),
-    "cut off": pem(PRIVATE_KEY)[:400],
-    "no bytes": 7,
-    "no text": "\ud800",
-}
-
-
-@pytest.mark.parametrize("case", BAD_KEYS)
-def test_a_key_that_cannot_sign_is_refused_without_being_quoted(case: str) -> None:
-    key = BAD_KEYS[case]
-    with pytest.raises(ValueError, match="RSA private key in PEM format") as caught:
-        JWTBearerAuthenticator(KEY, USER, key)
-    assert caught.value.__cause__ is None
-    assert caught.value.__suppress_context__ or caught.value.__context__ is None
-    assert "BEGIN" not in str(caught.value)
-
-
-@pytest.mark.parametrize("key", [pem(PRIVATE_KEY), pem(PRIVATE_KEY).decode()])
-def test_a_key_may_be_text_or_bytes(key: str | bytes) -> None:
-    assert JWTBearerAuthenticator(KEY, USER, key).username == USER
-
-
-@pytest.mark.parametrize("missing", ["jwt", "cryptography"])
-def test_without_the_extra_the_flow_says_what_to_install(missing: str) -> None:
-    program = f"""
-import sys
-sys.modules[{missing!r}] = None
-import aiosfstream
-try:
-    aiosfstream.JWTBearerAuthenticator("key", "user", "pem")
-except ImportError as error:
-    assert "pip install 'aiosfstream[jwt]'" in str(error), error
-else:
-    raise SystemExit("it did not say so")
-"""
-    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)
 
 
 def test_importing_costs_nothing_that_only_some_flows_need() -> None:
@@ -1648,3 +1283,60 @@ def test_any_body_is_an_answer_or_an_error(body: bytes, status: int, value: str)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_an_answer_or_an_error(raw: bytes) -> None:
     asyncio.run(survives(raw))
+
+
+# What was left out
+
+
+REQUIRED: list[tuple[Any, dict[str, Any], list[str]]] = [
+    (
+        PasswordAuthenticator,
+        {"consumer_key": "k", "consumer_secret": "s", "username": "u", "password": "p"},
+        ["consumer_key", "consumer_secret", "username", "password"],
+    ),
+    (
+        RefreshTokenAuthenticator,
+        {"consumer_key": "k", "consumer_secret": "s", "refresh_token": "r"},
+        ["consumer_key", "refresh_token"],
+    ),
+    (
+        ClientCredentialsAuthenticator,
+        {"consumer_key": "k", "consumer_secret": "s", "login_url": INSTANCE},
+        ["consumer_key", "consumer_secret"],
+    ),
+    (
+        JWTBearerAuthenticator,
+        {"consumer_key": "k", "username": "u", "private_key": pem(PRIVATE_KEY)},
+        ["consumer_key", "username", "private_key"],
+    ),
+]
+
+
+@pytest.mark.parametrize("value", [None, "", " ", "\n"])
+@pytest.mark.parametrize(
+    ("kind", "arguments", "name"),
+    [(kind, arguments, name) for kind, arguments, names in REQUIRED for name in names],
+)
+def test_what_was_left_out_is_named_and_nothing_sent(
+    kind: Any, arguments: Json, name: str, value: Any
+) -> None:
+    kind(**arguments)
+    with pytest.raises((TypeError, ValueError), match=f"^{name} should"):
+        kind(**{**arguments, name: value})
+
+
+def test_an_app_may_have_no_secret_but_not_none() -> None:
+    assert RefreshTokenAuthenticator("k", "", "r").client_secret == ""
+    with pytest.raises(TypeError, match="^consumer_secret should be a str"):
+        RefreshTokenAuthenticator("k", None, "r")  # type: ignore[arg-type]
+
+
+async def test_no_asyncio_object_outlives_a_log_in() -> None:
+    async with endpoint(answer(REPLY), refusal("invalid_grant")) as served:
+        authenticator = password(served.url)
+        await authenticator.authenticate()
+        await failure(authenticator)
+        gc.collect()
+        tasks = [thing for thing in gc.get_objects() if isinstance(thing, asyncio.Task)]
+        assert "aiosfstream log-in" not in [task.get_name() for task in tasks]
+    assert authenticator.access_token is None

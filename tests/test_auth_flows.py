@@ -659,6 +659,10 @@ async def test_the_example_keeps_its_refresh_token_for_the_next_start(
     credentials: StreamingServer, tmp_path: Path
 ) -> None:
     server, file = credentials, tmp_path / "refresh-token"
+    # Left by somebody else.
+    other = tmp_path / "other"
+    other.write_text("not to be touched")
+    file.with_suffix(".new").symlink_to(other)
     for _ in range(2):
         running = asyncio.create_task(load("auth_refresh_token").main())
         await held(server)
@@ -666,6 +670,9 @@ async def test_the_example_keeps_its_refresh_token_for_the_next_start(
         await asyncio.wait({running})
         assert file.read_text() == server.refresh_token
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        file.with_suffix(".new").write_text("stale")
+        file.with_suffix(".new").chmod(0o644)
+    assert other.read_text() == "not to be touched"
     assert server.refresh_token != "refresh-token-0"
 
 

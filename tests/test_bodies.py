@@ -185,6 +185,7 @@ def test_what_looks_like_json(body: bytes, expected: bool) -> None:
     [
         (b"", ""),
         (b"it was bad", "it was bad"),
+        (b"2 <less than> 3", "2 <less than> 3"),
         (
             b'[{"message": "Session expired or invalid", "errorCode": "INVALID_SESSION_ID"}]',
             "INVALID_SESSION_ID: Session expired or invalid",

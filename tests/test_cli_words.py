@@ -32,7 +32,7 @@ TEXTS = sorted(
         for site in SITES
         if site.module.partition(".")[0] in MODULES and site.text and not OURS.search(site.text)
     }
-    | set(ADVISING)
+    | {text for text in ADVISING if not OURS.search(text)}
 )
 PYTHON = re.compile(
     r"\b[a-z]+_[a-z_]+\b|\b\w+\(\)|\b(?:"

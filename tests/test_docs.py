@@ -263,7 +263,7 @@ def test_the_addresses_of_the_old_documentation_lead_somewhere(html: Path) -> No
         assert moved is None or (html / moved[1]).is_file(), f"{old} leads nowhere"
 
 
-@pytest.mark.parametrize("word", ["reconnect", "troubleshoot"])
+@pytest.mark.parametrize("word", ["reconnect", "troubleshoot", "fastapi"])
 def test_the_search_finds_what_people_look_for(html: Path, word: str) -> None:
     index = (html / "searchindex.js").read_text(encoding="utf-8")
     found = json.loads(index.removeprefix("Search.setIndex(").removesuffix(")"))

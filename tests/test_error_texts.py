@@ -13,7 +13,7 @@ import pytest
 from aiosfstream import exceptions
 from aiosfstream._http import failures
 from aiosfstream._oauth import advice
-from aiosfstream.storages import sqlite
+from aiosfstream.storages import _marker_file, redis
 
 PACKAGE = Path(__file__).parent.parent / "aiosfstream"
 
@@ -43,7 +43,7 @@ OTHER = {
 CLASSES = OURS | BUILTIN | OTHER
 
 #: The modules that build errors with the functions of the first.
-OAUTH = ("_oauth.answers", "_oauth.request", "_oauth.flight", "auth")
+OAUTH = ("_oauth.answers", "_oauth.request", "_oauth.flight", "_oauth.login", "auth")
 
 #: Functions that build an error around a text that each of their callers gives, and which argument
 #: that is. The text is held to the rules at each call, and not in the function.
@@ -55,7 +55,7 @@ AROUND = {
 #: Functions that build an error of their own, and are held to the rules there.
 BUILDERS = {
     "_closing_error",
-    "_explanation",
+    "explain",
     "_failed",
     "_failure",
     "_no_answer",
@@ -78,6 +78,7 @@ ADVICE = {
 #: What is raised as it is, having been made elsewhere.
 PASSED_ON = {
     ("_http.post", "post", "bare"): "a cancellation, or a bug",
+    ("storages._groups", "Groups.begin", "failure"): "of the last attempt",
     ("_cometd.client", "BaseClient._check_server_disconnected", "error"): "what ended the session",
     ("_cometd.mailbox", "Mailbox.take", "item"): "an error put in by the transport",
     (
@@ -135,16 +136,24 @@ NOT_TOLD = {
     ("_http.encodings", "Decoder.end", "EncodingError"): "quoted by error_failure()",
     ("_http.post", "_parsed", "InvalidURL"): "error_failure() has a sentence for it",
     ("_oauth.answers", "refusal", "AuthenticationError"): "has the advice of advise()",
-    ("auth", "_accept", "useless"): "the sentence of problem_of(), or of a flow's doubt()",
+    (
+        "_oauth.login",
+        "LogIn._accept",
+        "useless",
+    ): "the sentence of problem_of(), or of a flow's doubt()",
     ("_oauth.request", "ask", "unreachable"): "the sentence of _http.post",
     ("exceptions", "translate", "ServerError"): "aiocometd's sentence; str() adds the rest",
     ("replay", "date_and_id", "KeyError"): "caught by the caller: the event takes the long way",
-    ("storages.sqlite", "SQLiteStorage._prepare", "DatabaseError"): "quoted by _explanation()",
     (
-        "storages.sqlite",
-        "SQLiteStorage._explained",
-        "ReplayError",
-    ): "the sentence of _explanation()",
+        "storages._marker_file",
+        "MarkerFile._connected",
+        "DatabaseError",
+    ): "quoted by explain()",
+    ("storages._marker_file", "MarkerFile._connect", "DatabaseError"): "quoted by explain()",
+    ("storages._marker_file", "MarkerFile._prepare", "DatabaseError"): "quoted by explain()",
+    ("storages._marker_file", "_make_private", "DatabaseError"): "quoted by explain()",
+    ("storages._groups", "Groups._explained", "ReplayError"): "the sentence of explain()",
+    ("storages.redis", "RedisStorage._ask", "ReplayError"): "the sentence of explain()",
     ("testing.conformance", "_demand", "AssertionError"): "the sentence of the caller",
     ("testing.conformance", "_check_processing", "LookupError"): "fails a block on purpose",
 }
@@ -420,7 +429,8 @@ ADVISING = [
     *advice._ADVICE_BY_CODE.values(),
     *advice._TEMPORARY.values(),
     advice._LOOK_IT_UP,
-    *sqlite._ADVICE.values(),
+    *_marker_file.ADVICE.values(),
+    *redis.ADVICE.values(),
 ]
 
 

@@ -174,7 +174,8 @@ async def restart_under_the_consumer(
     org = Program("tutorial_org", org.output, environment)
     await wait_until(lambda: max(orders_of(consumer)) > seen + 1)
     await consumer.end(signal.SIGINT)
-    assert consumer.errors == ""
+    # On a busy machine the outage may take long enough to be told.
+    assert all("still trying" in line for line in consumer.errors.splitlines())
     orders = orders_of(consumer)
     assert sorted(set(orders)) == list(range(1, max(orders) + 1))
     return org

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import pickle
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from aiocometd import exceptions as cometd
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import aiosfstream
+from aiosfstream import exceptions
 from aiosfstream import exceptions as ours
 from aiosfstream._text import fit
 from aiosfstream.exceptions import (
@@ -318,3 +320,72 @@ def test_the_cause_of_a_translated_error_is_not_said_twice() -> None:
     assert str(translated).count("403::x") == 1
     assert isinstance(translated, cometd.ServerError)
     assert translated.response is original.response
+
+
+# Texts from elsewhere
+
+
+HOSTILE = "\x1b[31mred\r\n2026 ERROR forged\u2028\u202egnp\x9b " + "x" * 100_000
+
+
+def test_what_a_server_says_is_one_short_line() -> None:
+    response = {
+        "channel": "/meta/subscribe",
+        "subscription": f"/event/{HOSTILE}",
+        "successful": False,
+        "error": f"403::{HOSTILE}",
+        "ext": {"sfdc": {"failureReason": f"401::{HOSTILE}"}},
+    }
+    error = ServerError(f"Subscribe request failed for {HOSTILE}.", response)
+    text = str(error)
+    assert text.isprintable()
+    assert len(text) < 1500
+    assert "Subscribe request failed for" in text
+    assert "403::" in text
+    assert "401::" in text
+    # As it came.
+    assert error.response is response
+    assert error.error == f"403::{HOSTILE}"
+    assert error.error_code == 403
+
+
+class Counting(str):
+    """A text that notes when all of it is looked at."""
+
+    __slots__ = ()
+    looked_at: ClassVar[list[int]] = []
+
+    def __getitem__(self, key: Any) -> str:
+        """Take a part."""
+        part = str.__getitem__(self, key)
+        self.looked_at.append(len(part))
+        return part
+
+
+def test_of_a_huge_text_only_the_beginning_is_looked_at() -> None:
+    error = ServerError("Connect request failed.", {"error": Counting("1" * 10_000_000)})
+    Counting.looked_at.clear()
+    assert len(str(error)) < 600
+    assert Counting.looked_at
+    assert max(Counting.looked_at) < 1000
+
+
+def test_what_is_no_message_is_no_reason_to_fail() -> None:
+    odd: list[Any] = [None, [], "text", 7, {"ext": []}, {"ext": {"sfdc": 7}, "error": []}]
+    for response in odd:
+        error = ServerError("Handshake failed.", response)
+        assert str(error).startswith("Handshake failed.")
+        assert (error.error, error.failure_reason, error.error_code) == (None, None, None)
+
+
+def test_a_lost_channel_says_where_it_can_be_resumed() -> None:
+    error = ServerError("Lost.", {"error": "404::x"})
+    assert error.replay_id is None
+    error.replay_id = 17
+    for other in (copy.copy(error), pickle.loads(pickle.dumps(error))):
+        assert other.replay_id == 17
+        assert other.args == error.args
+
+
+def test_names_of_the_old_release() -> None:
+    assert exceptions.Func.__bound__ == exceptions.FuncType

@@ -7,6 +7,8 @@ import base64
 import gzip
 import ssl
 from collections.abc import AsyncIterator, Iterator
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -23,6 +25,7 @@ from aiosfstream._http.failures import (
     Answer,
     Failure,
     Trouble,
+    error_failure,
     status_failure,
     unreadable,
 )
@@ -132,6 +135,24 @@ async def test_statuses(
     assert ("again" in text) == (trouble in (Trouble.LOST, Trouble.UNAUTHORIZED) and status != 200)
 
 
+@pytest.mark.parametrize(
+    ("status", "trouble"),
+    [
+        (204, Trouble.LOST),
+        (299, Trouble.LOST),
+        (300, Trouble.REDIRECTED),
+        (399, Trouble.REDIRECTED),
+        (400, Trouble.REJECTED),
+        (499, Trouble.REJECTED),
+        (500, Trouble.LOST),
+    ],
+)
+def test_classes_of_statuses(status: int, trouble: Trouble) -> None:
+    failure = status_failure(Answer("http://x", status, {"Retry-After": "7"}, b""))
+    assert failure.trouble is trouble
+    assert failure.retry_after == (7 if status >= 400 else None)
+
+
 GARBAGE = {
     "no HTTP": (b"garbage\r\n\r\n", "the answer is no HTTP: "),
     "no header": (b"HTTP/1.1 200 OK\r\nno header\x01\r\n\r\n", "the answer is no HTTP: Invalid"),
@@ -193,6 +214,13 @@ async def test_nobody_there() -> None:
     failure = await fail("http://nowhere.invalid/")
     assert failure.trouble is Trouble.NOT_SENT
     assert "the name of the host is not known" in str(failure.error)
+
+
+def test_an_error_that_says_nothing() -> None:
+    failure = error_failure("http://x/", ConnectionAbortedError())
+    assert "failed: the connection failed: ConnectionAbortedError; try again" in str(failure.error)
+    assert error_failure("http://x/", OSError(), sent=False).trouble is Trouble.NOT_SENT
+    assert error_failure("http://x/", ValueError("no"), sent=False).trouble is Trouble.REJECTED
 
 
 async def test_no_answer_in_time(server: Server) -> None:
@@ -434,6 +462,67 @@ async def test_what_is_too_large(server: Server) -> None:
     assert (await fail(f"http://127.0.0.1:{server.port}/", max_size=1000)).status == 503
 
 
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("0", 0),
+        ("120", 120),
+        ("99999999999", 3600),
+        ("soon", None),
+        ("-5", None),
+        ("", None),
+        ("1.5", None),
+        ("Wed, 01 Jan 99999999999999999999 00:00:00 GMT", None),
+        ("1 Jan 2020 00:00:00 +99999999999999999", None),
+    ],
+)
+def test_retry_after(value: str, seconds: float | None) -> None:
+    for status in (429, 503):
+        failure = status_failure(Answer("http://x", status, {"Retry-After": value}, b""))
+        assert failure.retry_after == seconds
+
+
+def test_retry_after_a_date() -> None:
+    for offset, low, high in ((30, 20, 30), (-30, 0, 0), (10**6, 3600, 3600)):
+        date = datetime.now(timezone.utc) + timedelta(seconds=offset)
+        value = format_datetime(date, usegmt=True)
+        failure = status_failure(Answer("http://x", 429, {"Retry-After": value}, b""))
+        assert failure.retry_after is not None
+        assert low <= failure.retry_after <= high
+
+
+@pytest.mark.parametrize(
+    ("location", "host"),
+    [
+        ("https://login.example/x?y", "login.example"),
+        ("/elsewhere", "/elsewhere"),
+        ("", "unknown"),
+        ("http://[", "unknown"),
+        ("http://[x]@", "unknown"),
+    ],
+)
+def test_redirects_are_told(location: str, host: str) -> None:
+    failure = status_failure(Answer("http://x", 302, {"Location": location}, b""))
+    assert failure.trouble is Trouble.REDIRECTED
+    assert f"host '{host}'" in str(failure.error)
+
+
+@pytest.mark.parametrize("before", [0, 150, 195, 199, 200, 210])
+@pytest.mark.parametrize("secret", ["00D!AQEA.secret", "gar\u00e7on-secret"])
+def test_no_part_of_a_secret_is_quoted(before: int, secret: str) -> None:
+    body = ("x" * before + secret + " and more").encode()
+    failure = status_failure(Answer("http://x", 400, {}, body), secret)
+    text = str(failure.error)
+    assert not any(secret[: size + 1] in text for size in range(3, len(secret)))
+    assert len(text) < 300
+
+
+def test_without_a_secret_the_beginning_is_quoted() -> None:
+    failure = status_failure(Answer("http://x", 400, {}, b"it was bad" + b"x" * 500))
+    assert "it was bad" in str(failure.error)
+    assert "x" * 201 not in str(failure.error)
+
+
 DATES = st.from_regex(
     r"\A([A-Z][a-z]{2}, )?[0-9]{1,3} [A-Z][a-z]{2} [0-9]{1,6} [0-9]{1,3}:[0-9]{1,3}(:[0-9]{1,3})?"
     r" ?(GMT|[-+][0-9]{1,5}|[A-Z]{0,4})\Z"
@@ -500,5 +589,7 @@ async def test_large_headers_do_not_hide_the_status(server: Server) -> None:
         server.respond(401, HTML, Content_Security_Policy="x" * size)
         failure = await fail(f"http://127.0.0.1:{server.port}/")
         assert failure.trouble is Trouble.UNAUTHORIZED
+    server.respond(401, HTML, **{f"X-{number}": "x" for number in range(200)})
+    assert (await fail(f"http://127.0.0.1:{server.port}/")).trouble is Trouble.UNAUTHORIZED
     server.answer = b"HTTP/1.1 401 " + b"x" * 20_000 + b"\r\nContent-Length: 0\r\n\r\n"
     assert (await fail(f"http://127.0.0.1:{server.port}/")).trouble is Trouble.UNAUTHORIZED

@@ -203,3 +203,27 @@ def test_what_cannot_be_set_stays() -> None:
     error = Stubborn("why")
     assert str(without_frames(error)) == "why"
     assert error.reason == "none"
+
+
+def test_an_odd_exception_is_no_reason_to_fail() -> None:
+    class Odd(Exception):
+        args = property(lambda self: (TOKEN,))
+
+        @property
+        def exceptions(self) -> list[Any]:
+            """Fail."""
+            raise RuntimeError
+
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    class Group(Exception):
+        exceptions = (1, "two", ValueError(TOKEN))
+
+    for error in (Odd(), Group()):
+        try:
+            raise error
+        except Exception as caught:
+            assert without_frames(caught, secrets=[TOKEN]) is error
+            assert error.__traceback__ is None
+    assert Group.exceptions[2].args == (MASK,)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import socket
+import ssl
 import stat
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
@@ -13,11 +16,13 @@ from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
 import pytest
+import trustme
 
 from aiosfstream import AuthenticationError, RefreshTokenAuthenticator
 from aiosfstream._cli.login import Tokens, challenge_of, code_of, log_in
-from aiosfstream.testing import CutAfter, Garble, OAuthError, Status, StreamingServer
+from aiosfstream.testing import CutAfter, Delay, Garble, OAuthError, Status, StreamingServer
 from tests.commands import PATIENCE, environment, start
+from tests.proxy import Proxy
 from tests.support import EVENT, FastAuthClient, receive, soon, until
 
 
@@ -308,3 +313,278 @@ async def test_a_log_in_that_is_denied(server: StreamingServer) -> None:
     assert process.returncode == 1
     assert output == b""
     assert b"access_denied: no" in errors
+
+
+async def begin(
+    *arguments: str, env: dict[str, str], **options: Any
+) -> tuple[asyncio.subprocess.Process, str, int]:
+    """Start ``login``, and give the URL that it shows and the port that it listens on."""
+    port = free_port()
+    process = await start("login", "--port", str(port), *arguments, env=env, **options)
+    assert process.stderr is not None
+    await soon(process.stderr.readline(), PATIENCE)
+    url = (await soon(process.stderr.readline(), PATIENCE)).decode().strip()
+    return process, url, port
+
+
+def browser_of(folder: Path, script: str) -> dict[str, str]:
+    """Make a program that stands in for a browser."""
+    program = folder / "browser"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    return {"BROWSER": str(program)}
+
+
+async def test_the_page_has_the_headers_of_one_with_a_secret_in_its_url(
+    server: StreamingServer,
+) -> None:
+    process, url, port = await begin("--no-browser", env=environment(server))
+    async with aiohttp.ClientSession() as session:
+        for address in (f"http://localhost:{port}/callback?code=x", url):
+            async with session.get(address) as answer:
+                assert answer.headers["Cache-Control"] == "no-store"
+                assert answer.headers["Referrer-Policy"] == "no-referrer"
+    output, _ = await soon(process.communicate(), PATIENCE)
+    assert output.decode().strip() == server.refresh_token
+
+
+async def test_the_page_says_so_only_when_the_code_was_worth_something(
+    server: StreamingServer,
+) -> None:
+    server.add_fault(OAuthError("invalid_grant", "expired authorization code"), on="token")
+    process, url, _ = await begin("--no-browser", env=environment(server))
+    status, page = await browse(url)
+    assert status == 400
+    assert "logged in" not in page.replace("not logged in", "")
+    output, errors = await soon(process.communicate(), PATIENCE)
+    assert (process.returncode, output) == (1, b"")
+    assert b"expired authorization code" in errors
+
+
+async def test_the_page_waits_until_it_is_known(server: StreamingServer) -> None:
+    server.add_fault(Delay(1.0), on="token")
+    process, url, _ = await begin("--no-browser", env=environment(server))
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    status, page = await browse(url)
+    assert loop.time() - began >= 1.0
+    assert (status, "You are logged in" in page) == (200, True)
+    await soon(process.communicate(), PATIENCE)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+async def test_it_listens_wherever_localhost_may_be(server: StreamingServer, host: str) -> None:
+    if host == "[::1]" and not has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    process, url, port = await begin("--no-browser", env=environment(server))
+    state = asked(url)["state"]
+    async with aiohttp.ClientSession() as session:
+        async with session.get(url, allow_redirects=False) as answer:
+            code = asked(answer.headers["Location"])["code"]
+        async with session.get(
+            f"http://{host}:{port}/callback?state={state}&code={code}"
+        ) as answer:
+            assert answer.status == 200
+    output, _ = await soon(process.communicate(), PATIENCE)
+    assert output.decode().strip() == server.refresh_token
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+async def test_a_port_that_somebody_has_on_the_other_loopback(server: StreamingServer) -> None:
+    if not has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    with socket.socket(socket.AF_INET6) as sock:
+        sock.bind(("::1", 0))
+        sock.listen()
+        port = sock.getsockname()[1]
+        process = await start("login", "--no-browser", "--port", str(port), env=environment(server))
+        _, errors = await soon(process.communicate(), PATIENCE)
+    assert process.returncode == 1
+    assert f"port {port}" in errors.decode()
+
+
+async def test_the_browser_gets_no_secret(server: StreamingServer, tmp_path: Path) -> None:
+    seen = tmp_path / "environment"
+    env = environment(
+        server, **browser_of(tmp_path, f'env > "{seen}.new"; mv "{seen}.new" "{seen}"')
+    )
+    process, url, _ = await begin(env=env)
+    await until(seen.exists, PATIENCE)
+    text = seen.read_text()
+    assert "PATH=" in text
+    assert "SALESFORCE_" not in text
+    for secret in (server.oauth.consumer_secret, server.oauth.password):
+        assert secret not in text
+    await browse(url)
+    assert await soon(process.wait(), PATIENCE) == 0
+
+
+@pytest.mark.parametrize("form", ["", " %s", " -x %s"])
+async def test_a_browser_in_the_foreground_holds_nothing_up(
+    server: StreamingServer, tmp_path: Path, form: str
+) -> None:
+    """Like w3m: it is open while the log-in goes on, and ends when the person leaves it."""
+    pid = tmp_path / "pid"
+    variables = browser_of(tmp_path, f'echo noise; echo $$ > "{pid}"; exec sleep 60')
+    variables["BROWSER"] += form
+    process, url, _ = await begin(env=environment(server, **variables))
+    await until(lambda: pid.exists() and pid.read_text().strip(), PATIENCE)
+    status, _ = await browse(url)
+    assert status == 200
+    assert process.stdout is not None
+    output = await soon(process.stdout.read(), PATIENCE)
+    # What the browser says does not go where the token goes.
+    assert output.decode() == server.refresh_token + "\n"
+    # Until then it has the standard error open.
+    os.kill(int(pid.read_text()), signal.SIGKILL)
+    assert await soon(process.wait(), PATIENCE) == 0
+
+
+async def test_a_module_in_the_working_directory_is_not_run(
+    server: StreamingServer, tmp_path: Path
+) -> None:
+    (tmp_path / "webbrowser.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')")
+    seen = tmp_path / "url"
+    env = environment(server, **browser_of(tmp_path, f'echo "$1" > "{seen}"'))
+    env["PYTHONPATH"] = str(Path(__file__).parent.parent)
+    process, url, _ = await begin(env=env, cwd=str(tmp_path))
+    await until(lambda: seen.exists() and seen.read_text(), PATIENCE)
+    assert seen.read_text().strip() == url
+    assert not (tmp_path / "run").exists()
+    await browse(url)
+    assert await soon(process.wait(), PATIENCE) == 0
+
+
+async def test_the_url_that_a_browser_elsewhere_ends_at_can_be_pasted(
+    server: StreamingServer,
+) -> None:
+    process, url, _ = await begin(
+        "--no-browser", env=environment(server), stdin=asyncio.subprocess.PIPE
+    )
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(url, allow_redirects=False) as answer,
+    ):
+        target = answer.headers["Location"]
+    assert process.stdin is not None
+    process.stdin.write(b"\nhttp://localhost/callback?state=wrong&code=x\n" + b"nonsense\xff\n")
+    process.stdin.write(f"  {target} \r\n".encode())
+    output, errors = await soon(process.communicate(), PATIENCE)
+    assert process.returncode == 0
+    assert output.decode() == server.refresh_token + "\n"
+    assert errors.decode().count("That is not where this log-in ended") == 2
+
+
+async def test_an_input_that_ends_does_not_end_the_login(server: StreamingServer) -> None:
+    process, url, _ = await begin(
+        "--no-browser", env=environment(server), stdin=asyncio.subprocess.DEVNULL
+    )
+    await asyncio.sleep(0.2)
+    assert (await browse(url))[0] == 200
+    assert await soon(process.wait(), PATIENCE) == 0
+
+
+@pytest.mark.parametrize("port", ["0", "-1", "70000", "65536", "x", "1.5"])
+async def test_what_is_no_port(server: StreamingServer, port: str) -> None:
+    process = await start("login", "--no-browser", "--port", port, env=environment(server))
+    output, errors = await soon(process.communicate(), PATIENCE)
+    assert (process.returncode, output) == (2, b"")
+    assert b"--port" in errors
+    assert b"Traceback" not in errors
+
+
+@pytest.mark.parametrize("kind", ["no folder", "folder", "link"])
+async def test_an_output_that_cannot_be_written_is_found_out_first(
+    server: StreamingServer, tmp_path: Path, kind: str
+) -> None:
+    output = tmp_path / "token"
+    if kind == "no folder":
+        output = output / "token"
+    elif kind == "folder":
+        output.mkdir()
+    else:
+        output.symlink_to(tmp_path / "elsewhere")
+    seen = tmp_path / "seen"
+    env = environment(server, **browser_of(tmp_path, f'touch "{seen}"'))
+    process = await start("login", "--output", str(output), env=env)
+    _, errors = await soon(process.communicate(), PATIENCE)
+    assert process.returncode == 1
+    assert errors.decode().startswith(f"aiosfstream: --output {str(output)!r}")
+    assert errors.count(b"\n") == 1
+    assert not seen.exists()
+    assert not (tmp_path / "elsewhere").exists()
+
+
+async def test_a_token_that_cannot_be_written_after_all_is_printed(
+    server: StreamingServer, tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    process, url, _ = await begin(
+        "--no-browser", "--output", str(folder / "token"), env=environment(server)
+    )
+    folder.rmdir()
+    await browse(url)
+    output, errors = await soon(process.communicate(), PATIENCE)
+    assert process.returncode == 1
+    assert output.decode() == server.refresh_token + "\n"
+    assert "cannot be written" in errors.decode()
+    assert server.refresh_token not in errors.decode()
+
+
+async def test_a_token_is_printed_escaped(server: StreamingServer, tmp_path: Path) -> None:
+    token = "5Aep\x1b]0;owned\x07\r\nforged\u202e\u00fc"
+    reply = {"access_token": "x", "instance_url": server.instance_url, "refresh_token": token}
+    server.add_fault(Garble(json.dumps(reply).encode()), on="token")
+    process, url, _ = await begin("--no-browser", env=environment(server))
+    await browse(url)
+    output, _ = await soon(process.communicate(), PATIENCE)
+    assert process.returncode == 0
+    assert output == rb"5Aep\x1b]0;owned\x07\r\nforged\u202e\xfc" + b"\n"
+
+
+async def test_secrets_may_come_from_files(server: StreamingServer, tmp_path: Path) -> None:
+    env = environment(server)
+    file = tmp_path / "secret"
+    file.write_text(env.pop("SALESFORCE_CONSUMER_SECRET") + "\n")
+    env["SALESFORCE_CONSUMER_SECRET_FILE"] = str(file)
+    process, url, _ = await begin("--no-browser", env=env)
+    assert (await browse(url))[0] == 200
+    assert await soon(process.wait(), PATIENCE) == 0
+
+
+async def test_the_code_goes_by_way_of_the_proxy(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    async with Proxy() as proxy, StreamingServer(ssl_context=context) as server:
+        process, url, _ = await begin(
+            *("--no-browser", "--proxy", f"http://{proxy.address}"),
+            *("--cacert", str(tmp_path / "ca.pem")),
+            env=environment(server),
+        )
+        async with aiohttp.ClientSession() as session, session.get(url, ssl=trusting) as answer:
+            assert answer.status == 200
+        output, _ = await soon(process.communicate(), PATIENCE)
+        assert output.decode().strip() == server.refresh_token
+        assert proxy.targets == [server.url.partition("://")[2]]
+
+
+async def test_ctrl_c_ends_it_at_once(server: StreamingServer, tmp_path: Path) -> None:
+    env = environment(server, **browser_of(tmp_path, "exec sleep 3"))
+    process, _, port = await begin(env=env)
+    process.send_signal(signal.SIGINT)
+    assert await soon(process.wait(), PATIENCE) == 0
+    with pytest.raises(OSError):  # noqa: PT011 - whichever way it is refused
+        await asyncio.open_connection("127.0.0.1", port)

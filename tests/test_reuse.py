@@ -19,7 +19,7 @@ from aiosfstream._http import reuse
 from aiosfstream._http.deadline import limits_for
 from aiosfstream._http.post import Answer, Failure, Trouble, post
 from aiosfstream.testing import StreamingServer
-from tests.support import EVENT, client_for, receive, soon
+from tests.support import EVENT, TOPIC, client_for, held, receive, soon
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]"
 
@@ -165,11 +165,38 @@ async def test_nothing_is_remembered_of_what_is_gone(peer: Peer) -> None:
     assert len(reuse._used) <= before[1]
 
 
-class ClosingProxy:
-    """Passes on what comes, and closes a connection that has been idle for so long.
+class Line:
+    """A connection through a proxy, which dies when it has been idle for so long."""
 
-    :param idle: seconds after an answer
+    def __init__(self, idle: float) -> None:
+        self.dead = asyncio.Event()
+        self._idle = idle
+        self._alarm: asyncio.TimerHandle | None = None
+
+    async def answer(self, upstream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Pass on what the server sends; after that the line is idle."""
+        while data := await upstream.read(65536):
+            writer.write(data)
+            self._stop()
+            self._alarm = asyncio.get_running_loop().call_later(self._idle, self.dead.set)
+
+    async def ask(self, reader: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        """Pass on what the client sends, as long as the line lives."""
+        while (data := await reader.read(65536)) and not self.dead.is_set():
+            self._stop()
+            sink.write(data)
+
+    def _stop(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+
+class ClosingProxy:
+    """Passes on what comes, and closes connections that are idle.
+
+    :param idle: seconds between an answer and the next request
     :param silent: whether the client learns that only when it sends the next request
+    :ivar closed: how many it has closed
     """
 
     def __init__(self, idle: float, silent: bool) -> None:
@@ -183,12 +210,8 @@ class ClosingProxy:
             host, port = head.split(b"/")[2].split(b":")
             upstream, sink = await asyncio.open_connection(host.decode(), int(port))
             sink.write(head)
-            dead = asyncio.Event()
-            parts = (
-                self._answer(upstream, writer, dead),
-                self._ask(reader, sink, dead),
-                self._die(dead),
-            )
+            line = Line(self.idle)
+            parts = (line.answer(upstream, writer), line.ask(reader, sink), self._close(line))
             tasks = [asyncio.create_task(part) for part in parts]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
@@ -197,24 +220,8 @@ class ClosingProxy:
             sink.close()
         writer.close()
 
-    async def _answer(
-        self, upstream: asyncio.StreamReader, writer: asyncio.StreamWriter, dead: asyncio.Event
-    ) -> None:
-        alarm: asyncio.TimerHandle | None = None
-        while data := await upstream.read(65536):
-            writer.write(data)
-            if alarm is not None:
-                alarm.cancel()
-            alarm = asyncio.get_running_loop().call_later(self.idle, dead.set)
-
-    async def _ask(
-        self, reader: asyncio.StreamReader, sink: asyncio.StreamWriter, dead: asyncio.Event
-    ) -> None:
-        while (data := await reader.read(65536)) and not dead.is_set():
-            sink.write(data)
-
-    async def _die(self, dead: asyncio.Event) -> None:
-        await dead.wait()
+    async def _close(self, line: Line) -> None:
+        await line.dead.wait()
         self.closed += 1
         if self.silent:
             await asyncio.sleep(60)
@@ -239,6 +246,11 @@ async def test_behind_a_proxy_that_closes_what_is_idle(idle: float, silent: bool
                     wanted.append(server.publish(EVENT))
                     assert await receive(client) == wanted[-1:]
                     await asyncio.sleep(2 * idle)
-    assert proxy.closed > 15
+                # The connect is held, so this needs another connection, which is idle after that.
+                await held(server)
+                await soon(client.subscribe(TOPIC))
+                await asyncio.sleep(2 * idle)
+                await soon(client.unsubscribe(TOPIC))
+    assert proxy.closed
     listener.close()
     await listener.wait_closed()

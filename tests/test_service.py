@@ -38,7 +38,18 @@ from aiosfstream import (
 )
 from aiosfstream.service import ExitStatus, exit_status, is_passing
 from aiosfstream.testing import Hang, OAuthError, Refuse, Status, StreamingServer
-from tests.support import CHANGE, EVENT, GENERIC, TOPIC, client_for, held, replay_id, soon, until
+from tests.support import (
+    CHANGE,
+    EVENT,
+    GENERIC,
+    TOPIC,
+    FastClient,
+    client_for,
+    held,
+    replay_id,
+    soon,
+    until,
+)
 
 ORDER = "/event/Order__e"
 REFUSED = OAuthError("invalid_client", "invalid client credentials")
@@ -571,21 +582,30 @@ async def test_the_start_waits_out_what_passes(
         await until(lambda: seen.done == [number])
 
 
-async def test_a_long_outage_is_waited_out(
+async def test_long_outages_are_waited_out(
     server: StreamingServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     seen = Seen()
     client = keeping(server, {}, connection_timeout=0.05)
+    # Trouble at the start does not hide the first outage.
+    server.add_fault(Status(503), on="/meta/handshake")
     async with running(client, {EVENT: seen}) as service:
-        await held(server)
-        await server.pause()
-        await until(lambda: any("Still trying" in text for text in records(caplog, 20)))
-        assert len(records(caplog, logging.WARNING)) == 1, "one warning an outage"
-        await server.resume()
-        number = server.publish(EVENT)
-        await until(lambda: seen.done == [number])
+        for outages in (1, 2):
+            await held(server)
+            before = still_trying(caplog, logging.INFO)
+            await server.pause()
+            await until(lambda: still_trying(caplog, logging.INFO) > before)  # noqa: B023
+            assert still_trying(caplog, logging.WARNING) == outages, "one warning an outage"
+            await server.resume()
+            server.publish(EVENT)
+            await until(lambda: len(seen.done) == outages)  # noqa: B023
         assert not service.task.done()
+
+
+def still_trying(caplog: pytest.LogCaptureFixture, level: int) -> int:
+    """Count the records of an outage that lasts."""
+    return sum("still trying to reconnect" in text for text in records(caplog, level))
 
 
 async def test_lost_sessions_and_revoked_tokens_are_no_trouble(server: StreamingServer) -> None:
@@ -686,6 +706,19 @@ async def test_a_pause_before_refused_credentials_end_it(
         await service.failure(AuthenticationError)
 
 
+async def test_the_pause_when_it_was_logged_in_before(
+    server: StreamingServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(
+        client_for(server), {EVENT: Seen()}, login_attempts=1, pause_when_refused=100
+    ) as service:
+        await held(server)
+        server.add_fault(REFUSED, on="token", times=99)
+        server.revoke_tokens()
+        await until(lambda: any("this ends in 100 s" in text for text in records(caplog, 40)))
+        assert not service.task.done()
+
+
 @pytest.mark.parametrize(
     ("error", "passing"),
     [
@@ -705,12 +738,62 @@ def test_what_passes(error: aiosfstream.AiosfstreamException, passing: bool) -> 
 
 
 @pytest.mark.parametrize(
-    ("status", "passing"), [(302, False), (404, False), (408, True), (429, True), (502, True)]
+    ("status", "passing"), [(302, False), (404, False), (408, True), (429, True), (500, True)]
 )
 def test_which_statuses_pass(status: int, passing: bool) -> None:
     error = TransportError("no")
     error.status = status
     assert is_passing(error) is passing
+
+
+class Troubled(FastClient):
+    """A client whose ``receive()`` raises what a test gives it."""
+
+    def __init__(self, server: StreamingServer, *errors: Exception, closes: bool = False) -> None:
+        super().__init__(
+            **server.credentials, replay=DefaultMappingStorage({}, ReplayOption.ALL_EVENTS)
+        )
+        self.errors = list(errors)
+        self.closes = closes
+        self.received = 0
+
+    async def receive(self) -> dict[str, Any]:
+        """Give the first message, and raise the errors before the second."""
+        if self.errors and self.received == 1:
+            if self.closes:
+                await self.close()
+            raise self.errors.pop(0)
+        message = await super().receive()
+        self.received += 1
+        return message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ReplayError("The markers cannot be read"),
+        AuthenticationError("The log-in server is busy", retryable=True),
+        ServerError("Refused", {"error": "403::Organization total events daily limit exceeded"}),
+    ],
+)
+@pytest.mark.parametrize("closes", [False, True])
+async def test_receiving_goes_on_after_what_passes(
+    server: StreamingServer,
+    error: Exception,
+    closes: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    seen = Seen()
+    ids = [server.publish(EVENT) for _ in range(3)]
+    first = seen.hold(ids[0])
+    client = Troubled(server, error, closes=closes)
+    async with running(client, {EVENT: seen}, concurrency=2):
+        await until(lambda: any("Cannot receive" in text for text in records(caplog, 30)))
+        await asyncio.sleep(0.1)
+        assert client.closed is closes, "what is being processed would come again"
+        first.set()
+        await until(lambda: ids[2] in seen.done)
+    assert len(seen.done) == len(set(seen.done))
 
 
 # The end
@@ -783,6 +866,43 @@ async def test_the_time_to_finish_is_limited(server: StreamingServer) -> None:
         await until(lambda: begun == [first, second])
         await service.end()
     assert stored(markers) is None
+
+
+async def test_a_stop_after_a_failure_lets_the_others_finish(server: StreamingServer) -> None:
+    first, second = server.publish(EVENT), server.publish(EVENT)
+    seen, handler = failing(first)
+    gate = seen.hold(second)
+    async with running(
+        keeping(server, {}), {EVENT: handler}, on_error=STOP, concurrency=2
+    ) as service:
+        await until(lambda: len(seen.begun) == 2)
+        await server.wait_for(lambda server: server.count("/meta/connect") > 0)
+        service.stop.set()
+        await asyncio.sleep(0.02)
+        gate.set()
+        await service.failure(ValueError)
+    assert seen.done == [second]
+
+
+async def test_a_handler_that_fails_when_it_is_cancelled_is_not_called_again(
+    server: StreamingServer,
+) -> None:
+    server.publish(EVENT)
+    begun = asyncio.Event()
+
+    async def handler(message: dict[str, Any]) -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(100)
+        except asyncio.CancelledError:
+            raise ValueError("cannot clean up") from None
+
+    on_error = Retry(initial=100, cap=100)
+    async with running(keeping(server, {}), {EVENT: handler}, on_error=on_error) as service:
+        await begun.wait()
+        service.task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await soon(service.task)
 
 
 async def test_cancelled_it_says_goodbye(server: StreamingServer) -> None:

@@ -3,10 +3,14 @@
 import asyncio
 import contextlib
 import gc
+import json
+import os
 import random
 import sqlite3
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from aiosfstream import ReplayError, ReplayMarker, ReplayOption, SQLiteStorage
-from aiosfstream.replay import MappingStorage, attach, direct_store_of, overwrite_with, store_marker
-from aiosfstream.storages import sqlite
+from aiosfstream.replay import (
+    MappingStorage,
+    attach,
+    begin_flush,
+    direct_store_of,
+    overwrite_with,
+    should_store,
+    store_marker,
+)
+from aiosfstream.storages import _marker_file, sqlite
 from aiosfstream.testing import StreamingServer
 from tests.markers import notes_of, store_directly
 from tests.support import client_for, receive, until
@@ -65,7 +79,7 @@ def locked(path: Path) -> Iterator[None]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a locked file fail at once."""
-    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.02)
+    monkeypatch.setattr(_marker_file, "BUSY_TIMEOUT", 0.02)
 
 
 # Keeping
@@ -79,7 +93,7 @@ async def test_a_marker_is_one_row(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as database:
         rows = database.execute("SELECT * FROM replay_markers").fetchall()
         assert rows == [(CHANNEL, NEW, 1514764800.0, "2")]
-        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("delete",)
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
@@ -180,7 +194,7 @@ async def test_what_comes_during_a_commit_is_committed_behind_it(path: Path) -> 
     async with SQLiteStorage(path) as storage:
         with locked(path):
             await storage.extract_replay_id(event(1))
-            await until(lambda: storage._job is not None)
+            await until(lambda: storage._groups.job is not None)
             await storage.extract_replay_id(event(2))
             await asyncio.sleep(0)
         await until(lambda: committed(path) == "2")
@@ -190,9 +204,9 @@ async def test_a_commit_of_another_event_loop_is_waited_for(path: Path) -> None:
     async with SQLiteStorage(path) as storage:
         with locked(path):
             await storage.extract_replay_id(event(1))
-            await until(lambda: storage._job is not None)
+            await until(lambda: storage._groups.job is not None)
             # As if that loop had ended, and this were the next one.
-            storage._job_loop = None
+            storage._groups.job_loop = None
             flushing = asyncio.create_task(storage.flush())
             await asyncio.sleep(0)
             assert not flushing.done()
@@ -205,7 +219,7 @@ async def test_one_that_waits_for_a_commit_may_be_cancelled(path: Path) -> None:
         with locked(path):
             await storage.extract_replay_id(event(1))
             first, second = (asyncio.create_task(storage.flush()) for _ in range(2))
-            await until(lambda: len(storage._waiters) == 2)
+            await until(lambda: len(storage._groups.waiters) == 2)
             first.cancel()
             await asyncio.wait([first])
         await second
@@ -257,8 +271,8 @@ async def test_commit_each_has_it_on_the_disk_before_the_message_goes_on(path: P
         for number in range(3):
             await storage.extract_replay_id(event(number))
             assert committed(path) == str(number)
-        assert storage._database is not None
-        assert storage._database.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert storage._groups.file._database is not None
+        assert storage._groups.file._database.execute("PRAGMA synchronous").fetchone() == (2,)
 
 
 async def test_a_marker_is_read_before_it_is_committed(path: Path) -> None:
@@ -433,7 +447,7 @@ async def test_a_group_that_failed_goes_along_with_the_next_turn(path: Path) -> 
     put_in_the_way(path)
     storage = SQLiteStorage(path)
     await storage.extract_replay_id(event(1))
-    await until(lambda: storage._failing)
+    await until(lambda: storage._groups.failure is not None)
     clear_the_way(path)
     await storage.extract_replay_id(event(2, channel="/event/Other__e"))
     await until(lambda: committed(path) == "1")
@@ -453,7 +467,7 @@ async def test_what_failed_is_merged_with_what_came_meanwhile(path: Path) -> Non
             await storage.extract_replay_id(event(5, NEW, "/event/Other__e"))
             await storage.extract_replay_id(event(6, OLD, "/event/Third__e"))
             flushing = asyncio.create_task(storage.flush())
-            await until(lambda: storage._job is not None)
+            await until(lambda: storage._groups.job is not None)
             await storage.extract_replay_id(event(2, OLD))
             await storage.extract_replay_id(event(4, MIDDLE, "/event/Other__e"))
             await storage.extract_replay_id(event(7, NEW, "/event/Third__e"))
@@ -468,14 +482,14 @@ async def test_what_failed_is_merged_with_what_came_meanwhile(path: Path) -> Non
 async def test_a_flush_that_finds_a_group_failing_tries_once_more(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.02)
+    monkeypatch.setattr(_marker_file, "BUSY_TIMEOUT", 0.02)
     async with SQLiteStorage(path) as storage:
         with locked(path):
-            monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 5.0)
+            monkeypatch.setattr(_marker_file, "BUSY_TIMEOUT", 5.0)
             await storage.extract_replay_id(event(1))
-            await until(lambda: storage._job is not None)
+            await until(lambda: storage._groups.job is not None)
             flushing = asyncio.create_task(storage.flush())
-            await until(lambda: storage._failing)
+            await until(lambda: storage._groups.failure is not None)
         await flushing
     assert committed(path) == "1"
 
@@ -489,11 +503,11 @@ def test_a_commit_that_outlives_its_event_loop(
         await storage.set_replay_marker(CHANNEL, ReplayMarker(NEW, 1))
         lock.__enter__()
         await storage.extract_replay_id(event(2))
-        await until(lambda: storage._job is not None and storage._job.running())
+        await until(lambda: storage._groups.job is not None and storage._groups.job.running())
 
     lock = locked(path)
     asyncio.run(store())
-    job = storage._job
+    job = storage._groups.job
     lock.__exit__(None, None, None)
     assert job is not None
     job.result(10)
@@ -506,11 +520,11 @@ async def test_a_locked_file_does_not_hold_up_the_loop(path: Path) -> None:
     async with SQLiteStorage(path) as storage:
         with locked(path):
             flushing = asyncio.create_task(storage.set_replay_marker(CHANNEL, ReplayMarker(NEW, 1)))
-            await until(lambda: storage._job is not None and storage._job.running())
+            await until(lambda: storage._groups.job is not None and storage._groups.job.running())
             started = time.monotonic()
             for _ in range(1000):
                 await asyncio.sleep(0)
-            assert time.monotonic() - started < sqlite.BUSY_TIMEOUT / 2
+            assert time.monotonic() - started < _marker_file.BUSY_TIMEOUT / 2
             assert not flushing.done()
         await flushing
     assert committed(path) == "1"
@@ -530,7 +544,7 @@ async def test_cancelling_a_flush_loses_nothing(path: Path) -> None:
         with locked(path):
             await storage.extract_replay_id(event(1))
             flushing = asyncio.create_task(storage.flush())
-            await until(lambda: storage._job is not None)
+            await until(lambda: storage._groups.job is not None)
             flushing.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await flushing
@@ -599,8 +613,8 @@ async def test_a_database_that_is_full(path: Path) -> None:
     async with SQLiteStorage(path) as storage:
         await storage.extract_replay_id(event(1))
         await storage.flush()
-        assert storage._database is not None
-        storage._database.execute("PRAGMA max_page_count = 1")
+        assert storage._groups.file._database is not None
+        storage._groups.file._database.execute("PRAGMA max_page_count = 1")
         for number in range(200):
             await storage.extract_replay_id(event(number, channel=f"/u/{number}"))
         with pytest.raises(ReplayError, match="full. Make room on the disk"):
@@ -648,6 +662,374 @@ def test_a_full_disk_is_an_error_and_nothing_is_lost(path: Path) -> None:
         found = database.execute("SELECT count(*) FROM replay_markers").fetchone()
         assert found == (int(count),)
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+# The file itself
+
+
+@pytest.mark.parametrize("path", ["", b"", ":memory:"])
+def test_what_sqlite_takes_for_no_file_is_refused(path: Any) -> None:
+    with pytest.raises(ValueError, match="path should be the name of a file"):
+        SQLiteStorage(path)
+
+
+async def test_what_is_committed_is_in_the_file_alone(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        for number in range(5):
+            await storage.extract_replay_id(event(number))
+            await storage.extract_replay_id(event(number, channel=f"/event/{number}"))
+            await storage.flush()
+            copy = copy_alone(path)
+            assert committed(copy) == str(number)
+            assert committed(copy, f"/event/{number}") == str(number)
+            assert all(entry.stat().st_size == 0 for entry in sidecars(path))
+    assert sidecars(path) == []
+
+
+def copy_alone(path: Path) -> Path:
+    """Copy the file, and nothing that is beside it."""
+    copy = path.with_name("copy.db")
+    copy.write_bytes(path.read_bytes())
+    return copy
+
+
+def sidecars(path: Path) -> list[Path]:
+    """Return the files that SQLite keeps beside a file."""
+    return [
+        path.with_name(path.name + end)
+        for end in ("-journal", "-wal", "-shm")
+        if path.with_name(path.name + end).exists()
+    ]
+
+
+def old_file(path: Path) -> sqlite3.Connection:
+    """Make a file as the release before this one did."""
+    database = sqlite3.connect(path, isolation_level=None)
+    database.execute(f"PRAGMA application_id = {_marker_file.APPLICATION_ID}")
+    database.execute(_marker_file.CREATE_MARKERS)
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute(
+        "INSERT INTO replay_markers VALUES (?, ?, ?, ?)", (CHANNEL, OLD, 1491762700.517, "7")
+    )
+    return database
+
+
+async def test_a_file_with_a_log_is_changed_over(path: Path) -> None:
+    old_file(path).close()
+    async with SQLiteStorage(path) as storage:
+        assert await storage.get_replay_marker(CHANNEL) == ReplayMarker(OLD, 7)
+        await storage.open_for("00D000000000001")
+        await storage.set_replay_marker(CHANNEL, ReplayMarker(NEW, 8))
+        copy = copy_alone(path)
+    assert committed(copy) == "8"
+
+
+async def test_a_log_that_another_process_keeps_is_emptied_at_each_commit(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_marker_file, "CHANGE_OVER_TIMEOUT", 0.05)
+    with contextlib.closing(old_file(path)) as other:
+        assert other.execute("SELECT count(*) FROM replay_markers").fetchone() == (1,)
+        async with SQLiteStorage(path) as storage:
+            await storage.set_replay_marker(CHANNEL, ReplayMarker(NEW, 8))
+            copy = copy_alone(path)
+    assert committed(copy) == "8"
+
+
+def remove(path: Path) -> None:
+    """Delete the file and all that is beside it."""
+    for entry in (path, *sidecars(path)):
+        entry.unlink()
+
+
+async def test_a_file_that_is_deleted_is_noticed(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with SQLiteStorage(path) as storage:
+        await storage.set_replay_marker(CHANNEL, ReplayMarker(OLD, 1))
+        remove(path)
+        with pytest.raises(ReplayError, match="deleted or replaced while it was open"):
+            await storage.get_replay_marker(CHANNEL)
+        await storage.set_replay_marker(CHANNEL, ReplayMarker(NEW, 2))
+        assert committed(path) == "2"
+        remove(path)
+        old_file(path).close()
+        await storage.extract_replay_id(event(3))
+        with pytest.raises(ReplayError, match="deleted or replaced"):
+            await storage.flush()
+        assert "It is tried again" in caplog.text
+    assert committed(path) == "3"
+
+
+def mode_of(path: Path) -> int:
+    """Return who may do what with a file."""
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def set_mode(path: Path, mode: int) -> None:
+    """Let others use a file."""
+    path.chmod(mode)
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o660, 0o604])
+async def test_a_file_is_for_its_owner_alone(path: Path, mode: int) -> None:
+    before = os.umask(0)
+    try:
+        async with SQLiteStorage(path) as storage:
+            await storage.set_replay_marker(CHANNEL, ReplayMarker(NEW, 1))
+            for entry in (path, *sidecars(path)):
+                assert mode_of(entry) == 0o600
+        set_mode(path, mode)
+        async with SQLiteStorage(path) as storage:
+            assert mode_of(path) == 0o600
+            assert await storage.get_replay_id(CHANNEL) == 1
+    finally:
+        os.umask(before)
+
+
+def make_link(path: Path, target: Path) -> None:
+    """Put a symbolic link there."""
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+
+
+async def test_a_symbolic_link_is_not_followed(path: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    for exists in (False, True):
+        if exists:
+            target.write_bytes(b"")
+        make_link(path, target)
+        with pytest.raises(ReplayError, match="symbolic link"):
+            await SQLiteStorage(path).__aenter__()
+        assert content(target) == (b"" if exists else None)
+
+
+async def test_a_device_is_no_file() -> None:
+    with pytest.raises(ReplayError, match="no regular file"):
+        await SQLiteStorage("/dev/null").__aenter__()
+
+
+READ_ONLY_FILE = READ_ONLY.replace(
+    'storage.set_replay_marker("/u/Other", ReplayMarker("", 1))', "storage.open_for(None)"
+)
+
+
+@pytest.mark.parametrize("mode", [0o444, 0o400, 0o644])
+async def test_a_file_that_may_only_be_read_is_refused_at_opening(path: Path, mode: int) -> None:
+    async with SQLiteStorage(path) as storage:
+        await storage.set_replay_marker(CHANNEL, ReplayMarker(NEW, 1))
+    with read_only(path):
+        # The folder may be written: it is the file that must not be.
+        set_mode(path.parent, 0o777)
+        set_mode(path, mode | 0o044)
+        done = run_python(READ_ONLY_FILE, path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("readonly database. Allow this program to write") == 2, done.stdout
+
+
+FORKED = """
+import asyncio, os, sys
+from aiosfstream import SQLiteStorage
+from aiosfstream.replay import ReplayMarker
+def event(number):
+    data = {"event": {"createdDate": "2018-01-01T00:00:00.000Z", "replayId": number}}
+    return {"channel": "/u/Forked", "data": data}
+storage = SQLiteStorage(sys.argv[1])
+async def begin():
+    await storage.set_replay_marker("/u/Forked", ReplayMarker("", 1))
+    # Pending, being written, or both, when the process forks.
+    for number in range(2, 2 + int(sys.argv[2])):
+        await storage.extract_replay_id(event(number))
+        if number % 2:
+            await asyncio.sleep(0)
+async def go_on(first):
+    print("read", await storage.get_replay_id("/u/Forked"), flush=True)
+    for number in range(first, first + 20):
+        await storage.extract_replay_id(event(number))
+        await storage.flush()
+    print("ended", await storage.get_replay_id("/u/Forked"), flush=True)
+loop = asyncio.new_event_loop()
+loop.run_until_complete(begin())
+child = os.fork()
+if not child:
+    # The event loop of the parent, with the same epoll, must not be closed here.
+    status = 1
+    try:
+        asyncio.run(asyncio.wait_for(go_on(100), 30))
+        status = 0
+    finally:
+        os._exit(status)
+loop.run_until_complete(asyncio.wait_for(go_on(200), 30))
+_, status = os.waitpid(child, 0)
+loop.run_until_complete(storage.close())
+loop.close()
+print("child", status)
+"""
+
+
+@pytest.mark.parametrize("pending", range(6))
+def test_a_process_that_is_forked_opens_the_file_anew(path: Path, pending: int) -> None:
+    done = run_python(FORKED, path, pending)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("ended") == 2
+    assert "child 0" in done.stdout
+    assert committed(path, "/u/Forked") == "219"
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_fork_waits_for_the_end_of_a_transaction(path: Path) -> None:
+    file = _marker_file.MarkerFile(str(path))
+    file.open()
+    with locked(path):
+        writing = threading.Thread(
+            target=file.write, args=([_marker_file.Row("/u/A", NEW, "1", False)],)
+        )
+        writing.start()
+        while not file.lock.locked():
+            time.sleep(0.001)
+        forking = threading.Thread(target=fork_and_exit)
+        forking.start()
+        forking.join(0.1)
+        assert forking.is_alive(), "forked in the middle of a transaction"
+    writing.join(10)
+    forking.join(10)
+    assert not forking.is_alive()
+    file.close()
+    assert committed(path, "/u/A") == "1"
+
+
+def fork_and_exit() -> None:
+    """Fork a process that ends at once."""
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+# The org
+
+
+ONE, OTHER = "00D000000000001", "00D000000000002"
+
+
+async def test_markers_of_another_org_are_refused(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        await storage.open_for(None)
+        await storage.set_replay_marker(CHANNEL, ReplayMarker(NEW, 1))
+        await storage.open_for(ONE)
+        # The same org: its id in the long form, or not known.
+        await storage.open_for(ONE + "EAA")
+        await storage.open_for(None)
+    async with SQLiteStorage(path) as storage:
+        await storage.open_for(ONE + "EAA")
+        with pytest.raises(ReplayError, match=f"belongs to the org {ONE}.*{OTHER}.*start-anew"):
+            await storage.open_for(OTHER)
+        with pytest.raises(ReplayError, match="belongs to the org"):
+            await storage.open_for(ONE.lower())
+        assert await storage.get_replay_marker(CHANNEL) == ReplayMarker(NEW, 1)
+
+
+async def test_with_another_org_it_starts_anew_if_it_is_told_to(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with SQLiteStorage(path, default_id=-2, other_org="start-anew") as storage:
+        await storage.open_for(ONE)
+        await storage.extract_replay_id(event(7))
+        await storage.open_for(ONE)
+        assert await storage.get_replay_id(CHANNEL) == 7
+        await storage.extract_replay_id(event(8, channel="/event/Pending__e"))
+        await storage.open_for(OTHER)
+        assert await storage.get_replay_id(CHANNEL) == -2
+        assert await storage.get_replay_id("/event/Pending__e") == -2
+    assert f"Dropped the markers of the org {ONE}" in caplog.text
+    with pytest.raises(ReplayError, match=f"belongs to the org {OTHER}"):
+        await SQLiteStorage(path).open_for(ONE)
+
+
+async def test_a_file_of_an_earlier_release_goes_on_and_notes_its_org(path: Path) -> None:
+    old_file(path).close()
+    async with SQLiteStorage(path, other_org="start-anew") as storage:
+        await storage.open_for(ONE)
+        assert await storage.get_replay_id(CHANNEL) == 7
+        await storage.open_for(OTHER)
+        assert await storage.get_replay_id(CHANNEL) is None
+
+
+def test_there_are_two_ways_to_deal_with_another_org() -> None:
+    with pytest.raises(ValueError, match="other_org should be"):
+        SQLiteStorage("markers.db", other_org="ignore")  # type: ignore[arg-type]
+
+
+# Beginning to commit
+
+
+async def test_one_need_not_wait_for_a_commit(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        await storage.extract_replay_id(event(1))
+        assert begin_flush(storage)
+        assert storage._groups.job is not None
+        await until(lambda: committed(path) == "1")
+
+
+async def test_one_that_does_not_wait_is_told_of_a_failure_the_next_time(path: Path) -> None:
+    put_in_the_way(path)
+    storage = SQLiteStorage(path)
+    await storage.extract_replay_id(event(1))
+    assert begin_flush(storage)
+    await until(lambda: storage._groups.failure is not None)
+    clear_the_way(path)
+    with pytest.raises(ReplayError, match="unable to open"):
+        begin_flush(storage)
+    await until(lambda: committed(path) == "1")
+    assert begin_flush(storage)
+    await storage.close()
+
+
+# The rule, in SQL
+
+rule_dates = st.sampled_from(
+    [
+        OLD,
+        MIDDLE,
+        NEW,
+        "2017-04-09T18:31:40.517+0000",
+        "",
+        "?",
+        "1501010206653",
+        "9999-01-01T00:00:00Z",
+    ]
+)
+rule_ids = st.sampled_from(
+    [0, 5, 9, 10, 180, 181, 2**53, 2**53 + 1, 2**64, -1, -2, "5", "a", True, 1.5]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(rule_dates, rule_ids), min_size=2, max_size=8))
+def test_the_database_follows_the_rule(markers: list[tuple[str, Any]]) -> None:
+    expected: ReplayMarker | None = None
+    with tempfile.TemporaryDirectory() as folder:
+        file = _marker_file.MarkerFile(f"{folder}/markers.db")
+        for date, replay_id in markers:
+            new = ReplayMarker(date, replay_id)
+            file.write([_marker_file.Row(CHANNEL, date, json.dumps(replay_id), False)])
+            expected = new if should_store(expected, new) else expected
+            found = file.read(CHANNEL)
+            assert found == expected
+            assert type(found and found.replay_id) is type(expected and expected.replay_id)
+        file.close()
+
+
+async def test_a_date_of_the_far_future_that_is_stored_already_does_not_stay(path: Path) -> None:
+    old_file(path).close()
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute(
+            "UPDATE replay_markers SET date = '9999-01-01T00:00:00Z', instant = 253370764800"
+        )
+    async with SQLiteStorage(path) as storage:
+        await storage.extract_replay_id(event(9, OLD))
+    assert committed(path) == "9"
 
 
 # More than one process
@@ -703,9 +1085,9 @@ async def test_another_process_makes_the_file_at_the_same_moment(path: Path) -> 
         other.execute("BEGIN IMMEDIATE")
         storage = SQLiteStorage(path)
         entering = asyncio.create_task(storage.__aenter__())
-        await until(lambda: bool(storage._thread and storage._thread._threads))
-        other.execute(f"PRAGMA application_id = {sqlite.APPLICATION_ID}")
-        other.execute(sqlite._CREATE)
+        await until(lambda: bool(storage._groups.thread and storage._groups.thread._threads))
+        other.execute(f"PRAGMA application_id = {_marker_file.APPLICATION_ID}")
+        other.execute(_marker_file.CREATE_MARKERS)
         await asyncio.sleep(0.01)
         other.execute("COMMIT")
         await entering
@@ -716,8 +1098,8 @@ async def test_another_process_makes_the_file_at_the_same_moment(path: Path) -> 
 
 async def test_another_process_reads_the_file_before_it_has_a_log(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
-        other.execute(f"PRAGMA application_id = {sqlite.APPLICATION_ID}")
-        other.execute(sqlite._CREATE)
+        other.execute(f"PRAGMA application_id = {_marker_file.APPLICATION_ID}")
+        other.execute(_marker_file.CREATE_MARKERS)
         other.execute("BEGIN")
         assert other.execute("SELECT * FROM replay_markers").fetchall() == []
         storage = SQLiteStorage(path)
@@ -769,7 +1151,8 @@ def test_a_killed_program_loses_nothing_and_repeats_little(path: Path, commit_ea
     first = repeated = events = 0
     longest = 0.0
     for _ in range(KILLS):
-        seen = run_and_kill([path, first, commit_each], rng.randrange(1, 2000))
+        lines = rng.randrange(1, 100 if commit_each else 2000)
+        seen = run_and_kill([path, first, commit_each], lines)
         events += len(seen)
         stored = committed(path, "/u/Killed")
         marker = -1 if stored is None else int(stored)

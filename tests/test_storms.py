@@ -21,8 +21,8 @@ from aiosfstream import (
     Client,
     PasswordAuthenticator,
     TransportError,
-    _http,
 )
+from aiosfstream._http import post as _http
 from aiosfstream._http.post import Answer, Failure, Trouble
 
 HOUR = 3600.0

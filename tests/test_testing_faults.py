@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import sys
 import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from aiosfstream.testing import (
     Advise,
     AlterBody,
     ByteOrderMark,
+    Call,
     Compress,
     CutAfter,
     CutBefore,
@@ -46,6 +48,7 @@ from aiosfstream.testing import (
     StreamingServer,
     Truncate,
 )
+from aiosfstream.testing._credentials import key_pair
 from tests.support import CHANGE, EVENT, TOPIC, soon
 from tests.test_testing import Browser, Message
 
@@ -203,6 +206,9 @@ async def test_faults_until_told_otherwise(server: StreamingServer, browser: Bro
 
 
 async def test_faults_that_depend_on_the_answer(server: StreamingServer, browser: Browser) -> None:
+    refused = server.add_fault(CutAfter(), on=CONNECT, answering=lambda _: False)
+    await browser.connect()
+    assert refused.met == 0
     await browser.subscribe(EVENT)
     held = asyncio.create_task(browser.connect(advice=None))
     await server.wait_for(lambda server: server.held_connects)
@@ -263,8 +269,10 @@ async def test_a_farewell_with_a_subscription(
     )
     if connect_first:
         await soon(held)
-    assert held.done() is connect_first
+    answered: list[bool] = []
+    server.add_fault(Call(lambda _: answered.append(held.done())), on=SUBSCRIBE)
     goodbye, subscribed = await browser.send(SUBSCRIBE, subscription=EVENT)
+    assert answered == [connect_first]
     assert goodbye == {"channel": "/meta/disconnect"}
     assert subscribed["successful"] is successful
     assert subscribed.get("error") == (None if successful else "403::subscribe_failed")
@@ -280,10 +288,19 @@ async def test_a_successful_connect_that_says_goodbye(
 ) -> None:
     await browser.subscribe(EVENT)
     wanted = server.publish(EVENT)
-    server.disconnect_clients("none", successful=True)
+    server.disconnect_clients("none", successful=True, connect_first=False)
     goodbye, event, reply = await browser.connect()
     assert (goodbye["channel"], ids([event])) == ("/meta/disconnect", [wanted])
     assert (reply["successful"], reply["advice"]["reconnect"]) == (True, "none")
+
+
+async def test_a_held_connect_says_goodbye_at_once(
+    server: StreamingServer, browser: Browser
+) -> None:
+    held = asyncio.create_task(browser.connect(advice=None))
+    await server.wait_for(lambda server: server.held_connects)
+    server.disconnect_clients(connect_first=False)
+    assert (await soon(held))[0] == {"channel": "/meta/disconnect"}
 
 
 async def test_a_farewell_put_together(server: StreamingServer, browser: Browser) -> None:
@@ -495,7 +512,7 @@ async def test_a_session_left_behind_slows_the_next_one_down(
     held.cancel()
     await browser.shake_hands()
     for _ in range(2):
-        # It is not held: its client is to poll.
+        # This one is not held: its client is to poll.
         [reply] = await soon(browser.connect(advice=None))
         assert (reply["advice"]["multiple-clients"], reply["advice"]["interval"]) == (True, 2000)
     await browser.send("/meta/disconnect", clientId=left)
@@ -503,6 +520,16 @@ async def test_a_session_left_behind_slows_the_next_one_down(
     assert (reply["advice"]["interval"], "multiple-clients" in reply["advice"]) == (0, False)
     [reply] = await browser.connect()
     assert "advice" not in reply
+
+
+async def test_a_session_that_holds_no_connect_slows_nobody_down(
+    server: StreamingServer, browser: Browser
+) -> None:
+    await browser.connect()
+    await browser.shake_hands()
+    [reply] = await browser.connect()
+    assert "multiple-clients" not in reply["advice"]
+    assert len(server.sessions) == 2
 
 
 async def test_a_slot_stays_taken(server: StreamingServer, browser: Browser) -> None:
@@ -548,11 +575,12 @@ async def test_several_events_with_one_id(server: StreamingServer, browser: Brow
 
 
 async def test_another_org(server: StreamingServer, browser: Browser) -> None:
-    server.publish(EVENT)
+    old = server.publish(EVENT)
     first = await token_reply(server, browser.http)
     server.replace_org()
     second = await token_reply(server, browser.http)
     assert server.replay_ids(EVENT) == []
+    assert server.publish(EVENT) == old
     assert first["id"] != second["id"]
     assert server.oauth.org_id in second["id"]
     assert second["access_token"].startswith(server.oauth.org_id[:15])
@@ -708,6 +736,16 @@ async def test_the_key_of_ones_own(server: StreamingServer) -> None:
         with pytest.raises(RuntimeError, match="private key that belongs to it"):
             _ = own.jwt_credentials
     assert server.jwt_credentials == server.jwt_credentials
+
+
+async def test_keys_need_cryptography(
+    server: StreamingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "cryptography"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    key_pair.cache_clear()
+    with pytest.raises(RuntimeError, match=r"aiosfstream\[jwt\]"):
+        _ = server.jwt_credentials
 
 
 async def test_a_server_that_is_not_running() -> None:

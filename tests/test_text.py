@@ -9,13 +9,13 @@ import json
 import pickle
 import urllib.parse
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from aiosfstream._text import LIMIT, MASK, Secret, fit
+from aiosfstream._text import LIMIT, MASK, Secret, fit, without_secrets
 
 SECRET = "pä 55/w+o\"r'd<&>=%41\\x"
 TOKEN = "00D000000000001!AQcAQH0dMHZfz972Szmpkb58urFRkgeBGsxL_QJWwYMfAbUeeG7c1E6LYUfiDUkWe6H34r1AAwOR8B8fLEz6n04NPGRrq0FM"
@@ -214,3 +214,36 @@ def test_secrets_can_be_compared_and_copied() -> None:
     assert not Secret("")
     for other in (copy.copy(secret), copy.deepcopy(secret), pickle.loads(pickle.dumps(secret))):
         assert other == secret
+
+
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(JSON)
+def test_a_value_without_a_secret_is_handed_on_as_it_came(value: Any) -> None:
+    assert without_secrets(value, [TOKEN, None, ""]) is value
+    assert without_secrets(value, []) is value
+
+
+@pytest.mark.parametrize("form", ["plain", "quote", "quote everything", "html", "base64", "Basic"])
+def test_a_value_loses_its_secrets_and_nothing_else(form: str) -> None:
+    written = FORMS[form](TOKEN)
+    long = "x" * 100_000 + "\n"
+    value = {"error": long + written, "ext": [{"a": 1, written: [written]}, None], "id": "7"}
+    kept = without_secrets(value, [Secret(TOKEN)])
+    assert kept["error"].startswith(long)
+    assert kept["id"] == "7"
+    assert kept["ext"][0]["a"] == 1
+    assert "AQcAQH0dMHZf" not in str(kept)
+    assert written not in str(kept)
+    assert written in str(value), "the original is not changed"
+
+
+def test_a_value_of_any_depth_is_looked_at() -> None:
+    value: Any = TOKEN
+    for _ in range(10_000):
+        value = [value]
+    assert without_secrets(value, [TOKEN])

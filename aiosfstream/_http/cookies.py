@@ -71,20 +71,17 @@ class Cookie:
     value: str
     domain: str
     path: str
-    host_only: bool = True
-    secure: bool = False
-    expires: float | None = None
+    host_only: bool
+    secure: bool
+    expires: float | None
 
-    def is_for(self, url: URL) -> bool:
-        """Say whether it goes into a request to *url* (RFC 6265, 5.4)."""
-        host = _host_of(url)
-        if (
-            self.domain
-            and self.domain != host
-            and (self.host_only or not is_below(host, self.domain))
-        ):
+    def is_for(self, host: str, path: str, is_secure: bool) -> bool:
+        """Say whether it goes into a request to *host* and *path*, over TLS or not (RFC 6265, 5.4)."""
+        if self.secure and not is_secure:
             return False
-        return path_matches(url.raw_path, self.path) and (url.scheme == "https" or not self.secure)
+        if self.domain not in ("", host) and (self.host_only or not is_below(host, self.domain)):
+            return False
+        return path_matches(path, self.path)
 
     def has_ended(self, now: float) -> bool:
         """Say whether it is sent no longer at *now*."""
@@ -171,7 +168,7 @@ class CookieJar(AbstractCookieJar):
         for header in headers:
             pair, *attributes = header.split(";")
             name, equals, value = (part.strip(_BLANK) for part in pair.partition("="))
-            if equals and name and not _UNFIT.search(header):
+            if equals and name and "\t" not in name + value and not _UNFIT.search(header):
                 self._take(name, value, _attributes(attributes), response_url)
 
     def update_cookies(self, cookies: LooseCookies, response_url: URL = _NO_URL) -> None:
@@ -201,11 +198,10 @@ class CookieJar(AbstractCookieJar):
         """Give the cookies for *url*, longer paths first, then older ones."""
         if not self._kept:
             return []
-        now = time.time()
-        for key, cookie in list(self._kept.items()):
-            if cookie.has_ended(now):
-                del self._kept[key]
-        found = [cookie for cookie in self._kept.values() if cookie.is_for(url)]
+        now, host, path, is_secure = time.time(), _host_of(url), url.raw_path, url.scheme == "https"
+        for key in [key for key, cookie in self._kept.items() if cookie.has_ended(now)]:
+            del self._kept[key]
+        found = [one for one in self._kept.values() if one.is_for(host, path, is_secure)]
         return sorted(found, key=lambda cookie: -len(cookie.path))
 
     def _take(self, name: str, value: str, attributes: Mapping[str, str], url: URL) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Final
 
 import aiohttp
 from aiocometd.typing import SSLValidationMode
@@ -44,6 +44,7 @@ __all__ = [
 MAX_ANSWER_SIZE: Final = 64 * 1024 * 1024
 #: Bytes of one header, and of the status line. Gateways send Content-Security-Policy headers of 11 KiB.
 MAX_HEADER_SIZE: Final = 64 * 1024
+MAX_HEADERS: Final = 256
 
 _EXPECTED: Final = (
     aiohttp.ClientError,
@@ -82,29 +83,32 @@ async def post(
     :param secrets: what errors must not show, besides the ``Authorization`` and ``Cookie`` headers
     :return: the answer, or the failure with the exception that describes it
     """
-    if session.closed:
-        return closed_failure(url)
-    request = _Request(session, url, body, headers, repeatable)
-    request.options = {
-        "ssl": True if ssl is None else ssl,
-        "timeout": aiohttp.ClientTimeout(total=None, connect=limits.connect),
-    }
+    request = _Request(session, url, body, headers, ssl, limits, repeatable)
     secrets = (*secrets, *request.secrets)
     try:
         return await _answer_to(request, limits, max_size, started)
-    except _EXPECTED as error:
-        if session.closed:
-            return closed_failure(url)
-        return error_failure(url, error, sent=request.sent, secrets=secrets)
-    except BaseException as error:  # noqa: BLE001 - it goes on
-        if session.closed and isinstance(error, asyncio.CancelledError) and not is_cancelled():
-            # aiohttp cancels what waits for a connection of a connector that is closed.
-            return closed_failure(url)
-        # Whoever records the variables of this frame, or of those of aiohttp, would record the token. Not
-        # a bare "raise", which until Python 3.11 brings the old frames back.
-        bare = without_frames(error, secrets=secrets)
-        del body, headers, request, secrets
-        raise bare  # noqa: B904
+    except BaseException as error:  # noqa: BLE001 - it goes on if it is none of ours
+        failure = _failure_of(error, session, request, secrets)
+        if failure is None:
+            # The frames of aiohttp hold the token, and so does this one. Not a bare "raise", which
+            # until Python 3.11 brings the old frames back.
+            bare = without_frames(error, secrets=secrets)
+            del body, headers, request, secrets
+            raise bare  # noqa: B904
+    return failure
+
+
+def _failure_of(
+    error: BaseException, session: aiohttp.ClientSession, request: _Request, secrets: Secrets
+) -> Failure | None:
+    """Say what *error* means for the request; None if it has nothing to do with that."""
+    if session.closed and isinstance(error, (Exception, asyncio.CancelledError)):
+        # aiohttp cancels what waits for a connection of a connector that is closed.
+        is_ours = not (isinstance(error, asyncio.CancelledError) and is_cancelled())
+        return closed_failure(request.url) if is_ours else None
+    if isinstance(error, _EXPECTED):
+        return error_failure(request.url, error, sent=request.sent, secrets=secrets)
+    return None
 
 
 async def _answer_to(
@@ -118,7 +122,6 @@ async def _answer_to(
             move(alarm, min(end, loop.time() + limits.silence))
 
         response = await request.send()
-        something_came()
         if started is not None:
             started()
         body = bytearray()
@@ -145,7 +148,8 @@ async def _read_into(
     try:
         decoder = Decoder(response.headers.get("Content-Encoding", ""))
         async for chunk in response.content.iter_any():
-            something_came()
+            if not response.content.at_eof():
+                something_came()
             for piece in decoder.decode(chunk):
                 body += piece
                 if len(body) > max_size:
@@ -168,8 +172,10 @@ class _Request:
     :param url: where it goes to
     :param body: its body
     :param headers: its headers
+    :param ssl: how to verify TLS, as aiohttp takes it; None: as usual
+    :param limits: how long it may take
     :param repeatable: whether the server may get it twice
-    :ivar options: what aiohttp needs to know besides
+    :ivar url: where it goes to
     :ivar sent: whether the server may have got anything of it
     """
 
@@ -179,15 +185,18 @@ class _Request:
         url: str,
         body: bytes,
         headers: Mapping[str, str],
+        ssl: SSLValidationMode | None,
+        limits: Limits,
         repeatable: bool,
     ) -> None:
         self.url = url
-        self.options: dict[str, Any] = {}
         self.sent = False
         self._session = session
         self._body = body
         self._headers = CIMultiDict(headers)
         self._repeatable = repeatable
+        self._ssl = True if ssl is None else ssl
+        self._timeout = aiohttp.ClientTimeout(total=None, connect=limits.connect)
 
     @property
     def secrets(self) -> tuple[str]:
@@ -230,7 +239,9 @@ class _Request:
             auto_decompress=False,
             max_line_size=MAX_HEADER_SIZE,
             max_field_size=MAX_HEADER_SIZE,
-            **self.options,
+            max_headers=MAX_HEADERS,
+            ssl=self._ssl,
+            timeout=self._timeout,
         )
 
     def _add_cookies(self, target: URL) -> bool:

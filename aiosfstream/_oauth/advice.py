@@ -23,7 +23,7 @@ _PASSING: Final = (
         _TEMPORARY["rate_limit_exceeded"],
     ),
     (
-        r"already being processed|(retry|repeat) (your|the|this) request|(try|retry) (again|later)|temporar(y|ily)",
+        r"already being processed|(retry|repeat) (your|the|this) request|(try|retry) again later|retry later",
         "Salesforce was busy with another log-in of this user or app: try again.",
     ),
 )
@@ -34,7 +34,7 @@ _PASSING_STATUSES: Final = (408, 425, 429)
 _ADVICE: Final = (
     (
         r"authentication failure",
-        "Check the username, the password with the security token behind it, and that it is the right org:"
+        "Check the username, the password followed by the security token, and that it is the right org:"
         " a sandbox logs in at test.salesforce.com or its own My Domain. Orgs created in Summer '23 or later"
         " block the username-password flow: use another one, or allow it in Setup > OAuth and OpenID Connect"
         " Settings. The user's Login History has the true reason.",
@@ -56,7 +56,7 @@ _ADVICE: Final = (
     ),
     (
         r"audience",
-        "The assertion's audience has to be https://login.salesforce.com, https://test.salesforce.com for a"
+        "The assertion's audience should be https://login.salesforce.com, https://test.salesforce.com for a"
         " sandbox, or the Experience Cloud site's URL: check sandbox, login_url and audience.",
     ),
     (

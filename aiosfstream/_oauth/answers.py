@@ -39,6 +39,8 @@ __all__ = [
 FIELDS: Final = ("access_token", "token_type", "instance_url", "id", "signature", "issued_at")
 #: Those that other servers than Salesforce's send as numbers.
 _MAY_BE_NUMBERS: Final = ("id", "signature", "issued_at")
+#: Characters. No host has so many, and what is looked up is remembered.
+_LONGEST_URL: Final = 2000
 #: Seconds. Longer waits that a server asks for are cut to this.
 MAX_WAIT: Final = 3600.0
 #: Characters of a date in a header.
@@ -194,7 +196,7 @@ def problem_of(fields: Mapping[str, str], asked: str | None) -> str | None:
     if not _TOKEN_TYPE.fullmatch(fields["token_type"]):
         return "its token_type is no word; check login_url"
     instance_url = fields["instance_url"]
-    if not is_base_url(instance_url):
+    if len(instance_url) > _LONGEST_URL or not is_base_url(instance_url):
         return "its instance_url is not the https URL of a host; check login_url"
     is_in_clear = urlsplit(instance_url).scheme == "http"
     if is_in_clear and asked is not None and not is_loopback(host_of(asked)):

@@ -7,7 +7,7 @@ subclass may override, and earlier releases called, is called: ``authenticate()`
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
@@ -24,9 +24,6 @@ __all__ = ["authorization_of", "in_time", "log_in", "log_in_again", "share"]
 #: cancelled; and seconds that code which resists its cancellation is waited for.
 GRACE: Final = 3.0
 
-#: A log-in that gives the reason for its failure instead of raising it.
-LogIn = Callable[[], Coroutine[Any, Any, "AuthenticationError | None"]]
-
 
 class Authenticator(Protocol):
     """Who can log in."""
@@ -36,6 +33,25 @@ class Authenticator(Protocol):
 
     async def outgoing(self, payload: Any, headers: Any) -> None:
         """Put it into a request's headers."""
+
+
+class Shareable(Protocol):
+    """A log-in that several may wait for."""
+
+    @property
+    def where(self) -> str:
+        """The URL that is asked, for an error."""
+
+    @property
+    def asks_nobody(self) -> bool:
+        """Whether it need not be shared."""
+
+    @property
+    def is_finished_when_cancelled(self) -> bool:
+        """Whether it is finished rather than ended when nobody waits for it any more."""
+
+    async def run(self) -> AuthenticationError | None:
+        """Log in, and give the reason for a failure instead of raising it."""
 
 
 class _Flight:
@@ -96,24 +112,28 @@ async def log_in(authenticator: Authenticator) -> None:
         raise error
 
 
-async def log_in_again(authenticator: Authenticator, refused: str | Secret | None) -> None:
+async def log_in_again(authenticator: Authenticator, refused: str | Secret | None) -> bool:
     """Get a token in place of a refused one, unless there is another one already.
 
     :param authenticator: the authenticator, whose own ``authenticate()`` is called
     :param refused: the ``Authorization`` header that was refused; None: there must be a new token
+    :return: whether the token is another one now. If not, nobody may say that it was just issued: an
+        override may do nothing, and an org may give the same token again
     :raises AuthenticationError: if there is no other token to be had; as :func:`log_in` otherwise
     """
     # Nothing secret in a frame that an exception passes.
     refused = Secret(refused) if isinstance(refused, str) else refused
     if await _has_another(authenticator, refused):
-        return
+        return True
     flow = flow_of(authenticator)
     error = flow.before_renewal(authenticator) if refused is not None else None
     error = error or await _outcome(authenticator)
-    if error is None and _is_in_use(authenticator, refused):
+    is_same = _is_in_use(authenticator, refused)
+    if error is None and is_same:
         error = flow.after_renewal(authenticator)
     if error is not None:
         raise error
+    return not is_same
 
 
 async def _has_another(authenticator: Authenticator, refused: Secret | None) -> bool:
@@ -148,19 +168,17 @@ async def _outcome(authenticator: Authenticator) -> AuthenticationError | None:
     return without_frames(error, secrets=secrets_of(authenticator))
 
 
-async def share(
-    owner: object, log_in: LogIn, *, name: str, finishes: bool
-) -> AuthenticationError | None:
+async def share(owner: object, log_in: Shareable) -> AuthenticationError | None:
     """Log in, or wait for the log-in that is under way.
 
-    A caller that is cancelled takes none of the others along, and leaves nothing running behind it.
+    Cancelling one caller cancels none of the others, and leaves nothing running.
 
     :param owner: whose log-in it is
-    :param log_in: logs in
-    :param name: the URL that is asked, for an error
-    :param finishes: whether a log-in that nobody waits for any more is finished rather than ended
+    :param log_in: the log-in, if there is none under way
     :return: why it has failed, or None
     """
+    if log_in.asks_nobody:
+        return await log_in.run()
     tower, loop = _TOWERS.of(owner), asyncio.get_running_loop()
     while (flight := tower.flight) is not None and not flight.task.done():
         if flight.task.get_loop() is not loop:
@@ -172,24 +190,22 @@ async def share(
             flight.followers -= 1
         if not flight.task.cancelled():
             return flight.task.result()
-    return await _lead(tower, log_in, name=name, finishes=finishes)
+    return await _lead(tower, log_in)
 
 
-async def _lead(
-    tower: _Tower, log_in: LogIn, *, name: str, finishes: bool
-) -> AuthenticationError | None:
+async def _lead(tower: _Tower, log_in: Shareable) -> AuthenticationError | None:
     """Log in, for those as well who ask for it meanwhile.
 
     The log-in has a task of its own, since it may have to survive the cancellation of the caller;
     the caller stays until it has ended, since it may use the session that the caller lends.
     """
-    task = asyncio.get_running_loop().create_task(log_in(), name="aiosfstream log-in")
+    task = asyncio.get_running_loop().create_task(log_in.run(), name="aiosfstream log-in")
     task.add_done_callback(_retrieve)
     flight = tower.flight = _Flight(task)
     try:
         await asyncio.wait({task})
     except asyncio.CancelledError:
-        if finishes or flight.followers:
+        if log_in.is_finished_when_cancelled or flight.followers:
             await _wait_patiently(task, GRACE)
         raise
     finally:
@@ -199,7 +215,7 @@ async def _lead(
         if tower.flight is flight:
             tower.flight = None
     if task.cancelled():
-        return unreachable(f"the log-in at {name} was cancelled; try again")
+        return unreachable(f"the log-in at {log_in.where} was cancelled; try again")
     return task.result()
 
 

@@ -92,14 +92,15 @@ def _loaded(hidden_pem: Secret) -> tuple[Any, str | None]:
 
 def _other_algorithm(key: object) -> str:
     """Say what a key is that is not for RSA: its first line may leave that open."""
-    is_ec = "EllipticCurve" in type(key).__name__
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+
+    is_ec = isinstance(key, EllipticCurvePrivateKey)
     return _EC if is_ec else f"of another kind, which Salesforce does not take: {_MAKE_ONE}"
 
 
 def _pem_of(text: str) -> str | None:
     """Give the private key's block with its lines as they should be, or None if there is no block."""
-    text = text.replace("\\r", "").replace("\\n", "\n")
-    blocks = list(_PEM.finditer(text)) or list(_PEM.finditer(_decoded(text)))
+    blocks = list(_PEM.finditer(_broken(text))) or list(_PEM.finditer(_broken(_decoded(text))))
     if not blocks:
         return None
     # A file may have the certificate as well.
@@ -111,6 +112,11 @@ def _pem_of(text: str) -> str | None:
     body = "".join(body.split())
     lines = "\n".join(body[start : start + 64] for start in range(0, len(body), 64))
     return f"-----BEGIN {label}-----\n{lines}\n-----END {label}-----\n"
+
+
+def _broken(text: str) -> str:
+    """Put line breaks where they are written out."""
+    return text.replace("\\r", "").replace("\\n", "\n")
 
 
 def _decoded(text: str) -> str:

@@ -32,6 +32,7 @@ __all__ = [
     "hide",
     "is_hidden",
     "read",
+    "require",
     "secrets_of",
     "timeout_of",
 ]
@@ -245,3 +246,27 @@ def timeout_of(authenticator: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return REQUEST_TIMEOUT
     return float(value) if math.isfinite(value) and value > 0 else REQUEST_TIMEOUT
+
+
+def require(**values: str | Secret) -> None:
+    """Refuse what was left out, before anything is sent.
+
+    :param values: the values by the names of their parameters
+    :raises TypeError: if a value is no text
+    :raises ValueError: if it is empty
+    """
+    for name, value in values.items():
+        kind, is_empty = _kind_of(value)
+        if kind is not str:
+            # Nothing that might be a secret is in this frame but what hides it.
+            del value
+            raise TypeError(f"{name} should be a str, and it is of the type {kind.__name__!r}")
+        if is_empty:
+            raise ValueError(f"{name} should not be empty: set it, nobody can log in without")
+
+
+def _kind_of(value: str | Secret) -> tuple[type, bool]:
+    plain: object = value.reveal() if isinstance(value, Secret) else value
+    if not isinstance(plain, str):
+        return type(plain), False
+    return str, not plain.strip()

@@ -110,7 +110,7 @@ def is_secure(url: str) -> bool:
 
 @lru_cache(maxsize=64)
 def is_base_url(url: str) -> bool:
-    """Say whether the path of an API can be put behind *url*, and a token be sent there.
+    """Say whether the path of an API can be appended to *url*, and a token be sent there.
 
     :param url: a URL
     """
@@ -183,7 +183,7 @@ def audience_of(login_url: str, *, sandbox: bool = False) -> str:
         return login_url
     name, *kind = host.split(".")
     is_named_so = kind[:2] in (["sandbox", "my"], ["scratch", "my"])
-    # Before enhanced domains a sandbox had no label of its own, just its name behind two dashes.
+    # Before enhanced domains a sandbox had no label of its own, just two dashes before its name.
     if sandbox or host == "test.salesforce.com" or is_named_so or "--" in name:
         return SANDBOX_LOGIN_URL
     return LOGIN_URL

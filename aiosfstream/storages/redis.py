@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ..exceptions import ReplayError
-from ..replay import DefaultReplayIdMixin, DurableStorage, ReplayMarker, instant
+from ..replay import AHEAD, DefaultReplayIdMixin, DurableStorage, ReplayMarker
+from ._values import NO_DATE, as_json, moment_of, short_id, sound
 
 try:
+    import redis
     from redis import exceptions as redis_exceptions
 except ImportError as error:
     raise ImportError(
@@ -18,22 +22,62 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from redis.asyncio import Redis
+    from redis.asyncio import Redis, RedisCluster
 
 __all__ = ["RedisStorage"]
 
-# Compares and stores in one step, so that two consumers cannot move a marker back. Sent with every
-# call and not by its hash: after a restart Redis does not know the hash any more.
+LOGGER = logging.getLogger(__name__)
+
+# Compares and stores in one step, so that two consumers cannot move a marker back; the rule is that of
+# should_store(). Sent with every call and not by its hash: after a restart Redis does not know the hash
+# any more. Ids are JSON, and those that are whole numbers are compared by length and text, since numbers
+# in Lua are not exact.
 _STORE: Final = """
-local stored = redis.call('HGET', KEYS[1], 'instant')
-if ARGV[4] == '0' and stored and tonumber(stored) > tonumber(ARGV[2]) then
-    return 0
+local date, moment, id, overwrites = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
+local latest, unknown, org, started_anew = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7], ARGV[8]
+local found = redis.call('HMGET', KEYS[1], 'instant', 'replay_id', 'org')
+local function is_whole(text)
+    return text and not string.find(text, '[^0-9]')
 end
-redis.call('HSET', KEYS[1], 'date', ARGV[1], 'instant', ARGV[2], 'replay_id', ARGV[3])
+local function stays()
+    local before, known, its_org = tonumber(found[1] or ''), found[2], found[3] or ''
+    if overwrites == '1' or not before then return false end
+    if org ~= '' and its_org ~= org and (its_org ~= '' or started_anew == '1') then return false end
+    if before > latest then before = unknown end
+    if before ~= moment then return before > moment end
+    if before == unknown or not is_whole(known) or not is_whole(id) then return false end
+    if #known ~= #id then return #known > #id end
+    return known > id
+end
+if stays() then return 0 end
+redis.call('HSET', KEYS[1], 'date', date, 'instant', ARGV[2], 'replay_id', id, 'org', org)
 return 1
 """
-#: Older than any date, and a number that Lua understands.
-_NO_DATE: Final = -1e300
+# Notes whose markers these are. Writes in any case: who may not, is told when the client is opened.
+_OPEN: Final = """
+local org, may_start_anew = ARGV[1], ARGV[2]
+local found = redis.call('HMGET', KEYS[1], 'org', 'started_anew')
+local known, started_anew = found[1] or '', found[2] or '0'
+redis.call('HSET', KEYS[1], 'format', '1')
+if org ~= '' and known == '' then
+    redis.call('HSET', KEYS[1], 'org', org)
+elseif org ~= '' and known ~= org then
+    if may_start_anew == '0' then return {'refused', known} end
+    redis.call('HSET', KEYS[1], 'org', org, 'started_anew', '1')
+    return {'anew', known}
+end
+return {'known', started_anew}
+"""
+#: What one more attempt, on a new connection, may mend.
+_PASSING: Final = (
+    redis_exceptions.ConnectionError,
+    redis_exceptions.ReadOnlyError,
+    redis_exceptions.BusyLoadingError,
+    redis_exceptions.MovedError,
+    redis_exceptions.ClusterDownError,
+    redis_exceptions.MasterDownError,
+    OSError,
+)
 
 
 class RedisStorage(DefaultReplayIdMixin, DurableStorage):
@@ -43,27 +87,83 @@ class RedisStorage(DefaultReplayIdMixin, DurableStorage):
     back, not even while two consumers overlap. It is stored before its message is handed over or its
     block has ended: one round trip a message.
 
-    A broken connection is tried once more at once, so a restart of Redis goes unnoticed if it is quick.
-    What lasts longer is a :exc:`~aiosfstream.ReplayError`, behind which the next ``receive()`` tries
-    again; more attempts are a matter of the client's own ``retry``. What a crash of Redis itself can
-    cost depends on its persistence: with ``appendonly yes`` and ``appendfsync everysec``, the markers
-    of about a second. A marker that is lost or too old means that messages are delivered again.
+    A connection that is broken, or leads to a server that takes no writes any more, is dropped and the
+    command sent once more, so a quick restart or failover goes unnoticed. What lasts longer is a
+    :exc:`~aiosfstream.ReplayError`, after which the next ``receive()`` tries again; more attempts are a
+    matter of the Redis client's own ``retry``. What a crash of Redis itself can cost depends on its
+    persistence: with ``appendonly yes`` and ``appendfsync everysec``, the markers of about a second. A
+    marker that is lost or too old means that messages are delivered again.
 
-    :param client: a :class:`redis.asyncio.Redis` or a client with the same commands, which stays yours
-        to close
+    The user of Redis needs the commands ``EVAL``, ``HMGET`` and ``HSET`` on the keys that begin with the
+    prefix; whether it may use them is found out when the client is opened.
+
+    :param client: a :class:`redis.asyncio.Redis`, a :class:`redis.asyncio.RedisCluster` or a client with
+        the same commands, which stays yours to close
     :param prefix: stands in front of the channels in the names of the keys, such as
         ``"orders:markers:"``; give each application of an org its own
     :param default_id: a replay option or replay id for channels without a marker; None: new events
+    :param other_org: what to do when a client of another org than before uses the prefix, in which its
+        markers mean nothing: ``"refuse"`` it with a :exc:`~aiosfstream.ReplayError`, or ``"start-anew"``
+        without them. A sandbox that was refreshed is another org
+    :raises TypeError: if *client* is a synchronous one
+    :raises ValueError: if *other_org* is none of both
     """
 
-    def __init__(self, client: Redis, *, prefix: str, default_id: int | None = None) -> None:
-        self._client = client
-        self._prefix = prefix
+    def __init__(
+        self,
+        client: Redis | RedisCluster,
+        *,
+        prefix: str,
+        default_id: int | None = None,
+        other_org: Literal["refuse", "start-anew"] = "refuse",
+    ) -> None:
         super().__init__(default_id)
+        if isinstance(client, (redis.Redis, redis.RedisCluster)):
+            raise TypeError(
+                f"client should be one of redis.asyncio, not the synchronous {type(client).__name__!r}"
+            )
+        if other_org not in ("refuse", "start-anew"):
+            raise ValueError(f"other_org should be 'refuse' or 'start-anew', not {other_org!r}")
+        self._client: Any = client
+        self._prefix = prefix
+        self._other_org = other_org
+        # The org of the client; empty if it is not known. Markers that name no org are another's once the
+        # store has been started anew.
+        self._org = ""
+        self._started_anew = False
 
     def __repr__(self) -> str:
         """Show the prefix; the client may hold a password."""
         return f"{type(self).__name__}(prefix={self._prefix!r}, default_id={self.default_id!r})"
+
+    async def open_for(self, org_id: str | None) -> None:
+        """Note whose markers these are, and find out whether they can be written.
+
+        :param org_id: the id of the org; None if it is not known
+        :raises ReplayError: if Redis cannot be used, or has markers of another org
+        """
+        org = "" if org_id is None else short_id(org_id)
+        may_start_anew = self._other_org == "start-anew"
+        key = self._prefix + "org"
+        answer = await self._ask(
+            key, lambda: self._client.eval(_OPEN, 1, key, org, str(int(may_start_anew)))
+        )
+        what, value = map(_text, answer)
+        if what == "refused":
+            raise ReplayError(
+                f"The replay markers in Redis with prefix {self._prefix!r} belong to the org {value}, and this client"
+                f" is of {org}: they mean nothing there. Give each org a prefix of its own, or pass"
+                " other_org='start-anew' to leave the old markers alone, for example after a sandbox was"
+                " refreshed."
+            )
+        if what == "anew":
+            LOGGER.warning(
+                "Left the markers of the org %s with prefix %r alone: from now on it belongs to %s",
+                value,
+                self._prefix,
+                org,
+            )
+        self._org, self._started_anew = org, what == "anew" or value == "1"
 
     async def get_replay_marker(self, subscription: str) -> ReplayMarker | None:
         """Give the stored marker, or None.
@@ -71,9 +171,9 @@ class RedisStorage(DefaultReplayIdMixin, DurableStorage):
         :raises ReplayError: if Redis cannot be reached, or has something else there
         """
         key = self._key(subscription)
-        found = await self._ask(lambda: self._client.hmget(key, "date", "replay_id"))
-        date, replay_id = map(_text, found)
-        if date is None or replay_id is None:
+        found = await self._ask(key, lambda: self._client.hmget(key, "date", "replay_id", "org"))
+        date, replay_id, org = map(_text, found)
+        if date is None or replay_id is None or self._is_of_another_org(org or ""):
             return None
         try:
             return ReplayMarker(date, json.loads(replay_id))
@@ -82,50 +182,59 @@ class RedisStorage(DefaultReplayIdMixin, DurableStorage):
                 f"The Redis key {key!r} holds no replay marker: {error}. Delete it, or use another prefix."
             ) from error
 
+    def _is_of_another_org(self, org: str) -> bool:
+        return bool(self._org) and org != self._org and (bool(org) or self._started_anew)
+
     async def set_replay_marker(self, subscription: str, replay_marker: ReplayMarker) -> None:
         """Store a marker, whatever is stored.
 
         :raises ReplayError: if Redis cannot be reached or refuses it
         """
-        await self._store(subscription, replay_marker, forced=True)
+        await self._store(subscription, replay_marker, overwrites=True)
 
     async def set_unless_newer(self, subscription: str, replay_marker: ReplayMarker) -> None:
         """Store a marker, unless the stored one is newer, in a single step.
 
         :raises ReplayError: if Redis cannot be reached or refuses it
         """
-        await self._store(subscription, replay_marker, forced=False)
+        await self._store(subscription, replay_marker, overwrites=False)
 
-    async def _store(self, subscription: str, marker: ReplayMarker, *, forced: bool) -> None:
-        try:
-            replay_id = json.dumps(marker.replay_id)
-        except (TypeError, ValueError) as error:
-            raise ReplayError(
-                f"A replay id of {subscription} cannot be stored: {error}. It should be something that JSON has."
-            ) from error
-        key, date = self._key(subscription), _sound(marker.date)
-        moment = repr(max(instant(marker.date), _NO_DATE))
-        values = (date, moment, replay_id, str(int(forced)))
-        await self._ask(lambda: self._client.eval(_STORE, 1, key, *values))
+    async def _store(self, subscription: str, marker: ReplayMarker, *, overwrites: bool) -> None:
+        key = self._key(subscription)
+        values = (
+            sound(marker.date),
+            repr(moment_of(marker.date)),
+            as_json(subscription, marker),
+            str(int(overwrites)),
+            repr(time.time() + AHEAD),
+            repr(NO_DATE),
+            self._org,
+            str(int(self._started_anew)),
+        )
+        await self._ask(key, lambda: self._client.eval(_STORE, 1, key, *values))
 
-    async def _ask(self, command: Callable[[], Any]) -> Any:
-        """Send a command, twice if the connection breaks: none of ours does harm when repeated."""
+    async def _ask(self, key: str, command: Callable[[], Any]) -> Any:
+        """Send a command, twice if the connection is no good: none of ours does harm when repeated."""
         try:
             try:
                 return await _cancellable(command())
-            except redis_exceptions.ConnectionError:
+            except _PASSING:
+                await self._drop_connections()
                 return await _cancellable(command())
         except (redis_exceptions.RedisError, OSError) as error:
-            raise ReplayError(
-                f"The replay markers in Redis cannot be used: {type(error).__name__}: {error!s:.300}."
-                " Look whether it is reachable and accepts commands."
-            ) from error
+            raise ReplayError(explain(key, error)) from error
+
+    async def _drop_connections(self) -> None:
+        # The next connection may lead to another server. A cluster's client looks for it by itself.
+        pool = getattr(self._client, "connection_pool", None)
+        if pool is not None:
+            await pool.disconnect(inuse_connections=False)
 
     def _key(self, subscription: str) -> str:
-        return self._prefix + _sound(subscription)
+        return self._prefix + sound(subscription)
 
 
-async def _cancellable(command: Coroutine[Any, Any, Any]) -> Any:
+async def _cancellable(command: Any) -> Any:
     """Wait for a command of redis-py so that a cancellation comes through.
 
     redis-py waits with :func:`asyncio.wait_for`, which before Python 3.12 swallows a cancellation that
@@ -146,6 +255,32 @@ def _text(value: bytes | str | None) -> str | None:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
-def _sound(text: object) -> str:
-    """Give *text* without what cannot be written as UTF-8."""
-    return str(text).encode("utf-8", "replace").decode("utf-8")
+_RIGHTS: Final = (
+    "Allow the user of Redis the commands EVAL, HMGET and HSET on the keys with this prefix."
+)
+#: What a text of Redis means for the person who reads it.
+ADVICE: Final = {
+    "wrongtype": "There is something else at that key: give the storage a prefix of its own.",
+    "noperm": _RIGHTS,
+    "permission": _RIGHTS,
+    "acl failure": _RIGHTS,
+    "user executing the script": _RIGHTS,
+    "moved": "It is a cluster: give the storage a redis.asyncio.RedisCluster.",
+    "readonly": "It is a replica: give the storage the address of the primary.",
+    "read only replica": "It is a replica: give the storage the address of the primary.",
+    "loading": "It is starting: the next attempt asks it again.",
+    "wrongpass": "Look at the username and the password.",
+    "noauth": "Give the client of Redis a password.",
+}
+
+
+def explain(key: str, error: Exception) -> str:
+    """Say what happened at a key, and what to do.
+
+    :param key: the key
+    :param error: what redis-py has raised
+    """
+    said = f"{type(error).__name__}: {error!s:.300}"
+    found = [text for part, text in ADVICE.items() if part in said.lower()]
+    step = [*found, "Look whether it is reachable and accepts commands."][0]
+    return f"The replay markers in Redis cannot be used: {said} (key {key!r}). {step}"

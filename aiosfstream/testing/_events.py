@@ -295,28 +295,34 @@ def envelope(channel: str, payload: Any, replay_id: Any, date: datetime | None) 
         return {"event": {"createdDate": text, "replayId": replay_id}, "payload": payload}
     fields = dict(payload) if isinstance(payload, dict) else {"Value__c": payload}
     if channel.startswith("/data/"):
-        header = {
-            "entityName": entity_name(channel),
-            "recordIds": ["001000000000001AAA"],
-            "changeType": "CREATE",
-            "changeOrigin": "com/salesforce/api/rest/66.0",
-            "transactionKey": str(uuid.uuid4()),
-            "sequenceNumber": 1,
-            "commitTimestamp": int(moment.timestamp() * 1000),
-            "commitNumber": 92847272780,
-            "commitUser": "005000000000001AAA",
-            "changedFields": [],
-            **fields.pop("ChangeEventHeader", {}),
-        }
-        payload = {"ChangeEventHeader": header, **fields}
-        return {
-            "schema": "IeRuaY6cbI_HsV8Rv1Mc5g",
-            "payload": payload,
-            "event": {"replayId": replay_id},
-        }
+        return _change_event(channel, fields, replay_id, moment)
     payload = {"CreatedDate": text, "CreatedById": "005000000000001AAA", **fields}
     event = {"EventUuid": str(uuid.uuid4()), "replayId": replay_id}
     return {"schema": "dffQ2QLzDNHqwB8_sHMxdA", "payload": payload, "event": event}
+
+
+def _change_event(
+    channel: str, fields: dict[str, Any], replay_id: Any, moment: datetime
+) -> dict[str, Any]:
+    header = {
+        "entityName": entity_name(channel),
+        "recordIds": ["001000000000001AAA"],
+        "changeType": "CREATE",
+        "changeOrigin": "com/salesforce/api/rest/66.0",
+        "transactionKey": str(uuid.uuid4()),
+        "sequenceNumber": 1,
+        "commitTimestamp": int(moment.timestamp() * 1000),
+        "commitNumber": 92847272780,
+        "commitUser": "005000000000001AAA",
+        "changedFields": [],
+        **fields.pop("ChangeEventHeader", {}),
+    }
+    payload = {"ChangeEventHeader": header, **fields}
+    return {
+        "schema": "IeRuaY6cbI_HsV8Rv1Mc5g",
+        "payload": payload,
+        "event": {"replayId": replay_id},
+    }
 
 
 def entity_name(channel: str) -> str:

@@ -6,7 +6,7 @@ import os
 from asyncio.subprocess import PIPE
 from typing import Any
 
-from aiosfstream import AccessTokenAuthenticator, Client
+from aiosfstream import AccessTokenAuthenticator, Client, run_program
 
 ORG = os.environ.get("SALESFORCE_ORG", "my-org")
 
@@ -38,4 +38,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_program(main())

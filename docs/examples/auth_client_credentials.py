@@ -1,9 +1,8 @@
 """Log in with an app's key and secret, as the user that the app runs as."""
 
-import asyncio
 import os
 
-from aiosfstream import Client, ClientCredentialsAuthenticator
+from aiosfstream import Client, ClientCredentialsAuthenticator, run_program
 
 
 async def main() -> None:
@@ -19,4 +18,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_program(main())

@@ -1,9 +1,13 @@
 """Tell credentials that are wrong from a log-in that may work later."""
 
-import asyncio
 import os
 
-from aiosfstream import AuthenticationError, Client, ClientCredentialsAuthenticator
+from aiosfstream import (
+    AuthenticationError,
+    Client,
+    ClientCredentialsAuthenticator,
+    run_program,
+)
 
 
 async def main() -> None:
@@ -23,4 +27,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_program(main())

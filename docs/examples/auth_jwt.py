@@ -1,10 +1,9 @@
 """Log in with a certificate, as any user that is pre-authorized for the app."""
 
-import asyncio
 import os
 from pathlib import Path
 
-from aiosfstream import Client, JWTBearerAuthenticator
+from aiosfstream import Client, JWTBearerAuthenticator, run_program
 
 
 def private_key() -> bytes:
@@ -25,4 +24,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_program(main())

@@ -1,9 +1,8 @@
 """Log in with a username and a password, where an org still allows it."""
 
-import asyncio
 import os
 
-from aiosfstream import SalesforceStreamingClient
+from aiosfstream import SalesforceStreamingClient, run_program
 
 
 async def main() -> None:
@@ -21,4 +20,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_program(main())

@@ -1,10 +1,9 @@
 """Log in with a refresh token from a file, and keep that file up to date."""
 
-import asyncio
 import os
 from pathlib import Path
 
-from aiosfstream import Client, RefreshTokenAuthenticator
+from aiosfstream import Client, RefreshTokenAuthenticator, run_program
 
 TOKEN_FILE = Path("refresh-token")
 
@@ -16,7 +15,9 @@ def stored() -> str:
 def store(token: str) -> None:
     """Replace the token in one step, so that the file never holds half of one."""
     new = TOKEN_FILE.with_suffix(".new")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    new.unlink(missing_ok=True)
+    # A new file, which nobody else can read from its first moment on.
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(token)
         file.flush()
@@ -39,4 +40,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_program(main())

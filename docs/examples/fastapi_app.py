@@ -34,7 +34,7 @@ async def note_level(message: dict[str, Any]) -> None:
 
 
 def end_server(service: "asyncio.Task[None]") -> None:
-    """End the server with the service, so that it does not serve what is out of date."""
+    """End the server with the service, so that it serves no stale data."""
     if not service.cancelled() and (error := service.exception()):
         LOGGER.error("The event stream has ended, and so does the server: %s", error)
         signal.raise_signal(signal.SIGTERM)

@@ -1,10 +1,21 @@
 """Print what changes in the accounts of an org."""
 
-import asyncio
 import os
+from typing import Any
 
-from aiosfstream import Client, ClientCredentialsAuthenticator
-from aiosfstream.types import is_change_event
+from aiosfstream import (
+    Client,
+    ClientCredentialsAuthenticator,
+    SQLiteStorage,
+    run,
+    run_program,
+)
+
+
+async def process(message: dict[str, Any]) -> None:
+    payload = message["data"]["payload"]
+    header = payload["ChangeEventHeader"]
+    print(header["changeType"], header["recordIds"], payload.get("Name"), flush=True)
 
 
 async def main() -> None:
@@ -13,14 +24,10 @@ async def main() -> None:
         os.environ["SALESFORCE_CONSUMER_SECRET"],
         login_url=os.environ["SALESFORCE_LOGIN_URL"],
     )
-    async with Client(authenticator) as client:
-        await client.subscribe("/data/AccountChangeEvent")
-        async for message in client:
-            if is_change_event(message):
-                payload = message["data"]["payload"]
-                header = payload["ChangeEventHeader"]
-                print(header["changeType"], header["recordIds"], payload.get("Name"))
+    async with SQLiteStorage("markers.db") as storage:
+        client = Client(authenticator, replay=storage)
+        await run(client, {"/data/AccountChangeEvent": process})
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_program(main())

@@ -1,6 +1,5 @@
 """Process every event at least once, whatever happens to this program."""
 
-import asyncio
 import os
 import sys
 from typing import Any
@@ -11,6 +10,7 @@ from aiosfstream import (
     ReplayMarkerStoragePolicy,
     ReplayOption,
     SQLiteStorage,
+    run_program,
 )
 
 
@@ -42,6 +42,6 @@ async def main() -> None:
 
 if __name__ == "__main__":
     try:
-        asyncio.run(main())
+        run_program(main())
     except ValueError as error:
         sys.exit(f"stopped, and this event comes again at the next start: {error}")

@@ -1,10 +1,9 @@
 """Keep the markers in a mapping: a dict for as long as the program runs, or a shelf."""
 
-import asyncio
 import os
 import shelve
 
-from aiosfstream import Client, ClientCredentialsAuthenticator
+from aiosfstream import Client, ClientCredentialsAuthenticator, run_program
 
 
 async def main() -> None:
@@ -21,4 +20,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_program(main())

@@ -15,6 +15,7 @@ from aiosfstream import (
     ClientCredentialsAuthenticator,
     ReplayMarkerStoragePolicy,
     ReplayOption,
+    run_program,
 )
 from aiosfstream.storages.redis import RedisStorage
 
@@ -85,4 +86,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_program(main())

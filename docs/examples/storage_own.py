@@ -1,6 +1,5 @@
 """Process every event exactly once: store its marker together with the result."""
 
-import asyncio
 import os
 import sqlite3
 
@@ -10,6 +9,7 @@ from aiosfstream import (
     ReplayMarker,
     ReplayMarkerStorage,
     ReplayMarkerStoragePolicy,
+    run_program,
 )
 
 
@@ -66,4 +66,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_program(main())

@@ -1,11 +1,15 @@
 """Keep the markers in Redis, so that the program can go on from another machine."""
 
-import asyncio
 import os
 
 from redis.asyncio import Redis
 
-from aiosfstream import Client, ClientCredentialsAuthenticator, ReplayOption
+from aiosfstream import (
+    Client,
+    ClientCredentialsAuthenticator,
+    ReplayOption,
+    run_program,
+)
 from aiosfstream.storages.redis import RedisStorage
 
 
@@ -24,4 +28,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_program(main())

@@ -11,6 +11,7 @@ from aiosfstream import (
     ReplayMarkerStoragePolicy,
     ReplayOption,
     SQLiteStorage,
+    run_program,
 )
 
 WORKERS = 5
@@ -79,4 +80,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_program(main())

@@ -1,16 +1,20 @@
 """Process every order, including those published while this program was stopped."""
 
-import asyncio
-import contextlib
 import os
+from typing import Any
 
 from aiosfstream import (
     Client,
     ClientCredentialsAuthenticator,
-    ReplayMarkerStoragePolicy,
     ReplayOption,
     SQLiteStorage,
+    run,
+    run_program,
 )
+
+
+async def process(message: dict[str, Any]) -> None:
+    print("order", message["data"]["payload"]["Number__c"], flush=True)
 
 
 async def main() -> None:
@@ -19,20 +23,11 @@ async def main() -> None:
         os.environ["SALESFORCE_CONSUMER_SECRET"],
         login_url=os.environ["SALESFORCE_LOGIN_URL"],
     )
-    async with SQLiteStorage(
-        "markers.db", default_id=ReplayOption.ALL_EVENTS
-    ) as storage:
-        async with Client(
-            authenticator,
-            replay=storage,
-            replay_storage_policy=ReplayMarkerStoragePolicy.MANUAL,
-        ) as client:
-            await client.subscribe("/event/Order__e")
-            async for message in client:
-                async with client.replay_storage(message):
-                    print("order", message["data"]["payload"]["Number__c"], flush=True)
+    start = ReplayOption.ALL_EVENTS
+    async with SQLiteStorage("markers.db", default_id=start) as storage:
+        client = Client(authenticator, replay=storage)
+        await run(client, {"/event/Order__e": process})
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(main())
+    run_program(main())

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
+import aiohttp
 from typing_extensions import Unpack, assert_type
 
 from aiosfstream import (
     AccessTokenAuthenticator,
+    AuthenticationError,
     Client,
+    PasswordAuthenticator,
+    RefreshTokenAuthenticator,
     ReplayMarker,
     ReplayMarkerStorage,
     ReplayMarkerStoragePolicy,
@@ -62,6 +66,35 @@ class Vault(AuthenticatorBase):
 
     async def _authenticate(self) -> tuple[int, dict[str, Any]]:
         return 200, {"access_token": "", "instance_url": "", "token_type": "Bearer"}
+
+
+class Sandboxed(PasswordAuthenticator):
+    """A log-in elsewhere, as programs have written it since the first release."""
+
+    @property
+    def _token_url(self) -> str:
+        return "https://acme--dev.sandbox.my.salesforce.com/services/oauth2/token"
+
+
+class Renamed(RefreshTokenAuthenticator):
+    """One whose keywords are passed on."""
+
+    def __init__(self, refresh_token: str) -> None:
+        super().__init__("key", "secret", refresh_token, login_url="acme.my.salesforce.com")
+
+
+async def fetch(authenticator: AuthenticatorBase) -> None:
+    """Use what an authenticator has for requests of one's own."""
+    async with aiohttp.ClientSession(json_serialize=authenticator.json_dumps) as session:
+        headers = {"Authorization": authenticator.authorization or ""}
+        await session.get(authenticator.instance_url or "", headers=headers)
+    assert_type(authenticator.access_token, str | None)
+    assert_type(authenticator.authorization, str | None)
+    try:
+        await authenticator.authenticate()
+    except AuthenticationError as error:
+        assert_type(error.retry_after, float | None)
+        assert_type(error.retryable, bool)
 
 
 class Hasty(Client):
