@@ -52,7 +52,8 @@ class Refusals:
 
         :param error: what that person was told
         """
-        self.first, self._since = error, float("-inf")
+        # With the reason that was told the first time: one in another would grow without end.
+        self.first, self._since = self.first or error, float("-inf")
 
     def forget(self) -> None:
         """Note that a token is good."""
@@ -90,7 +91,7 @@ def _told(error: AuthenticationError, first: Exception) -> AuthenticationError:
     """Tell with a refused log-in why there was one."""
     told = copy(error)
     text, *rest = error.args
-    told.args = (f"{text} A new log-in was needed because of: {first}", *rest)
+    told.args = (f"{text.rstrip('.')}. A new log-in was needed because of: {first}", *rest)
     told.__cause__ = error.__cause__ or first
     return told
 
