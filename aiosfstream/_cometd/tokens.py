@@ -6,7 +6,7 @@ from copy import copy
 from typing import Final
 
 from .._http.failures import Failure, Trouble
-from ..exceptions import AuthenticationError, ServerError
+from ..exceptions import AuthenticationError
 from .retry import RetryPolicy
 from .states import Host
 
@@ -62,14 +62,13 @@ class Refusals:
     def explained(self, error: Exception) -> Exception:
         """Make the error that tells a person why a token was asked for in the first place.
 
-        :param error: the last error
+        :param error: the last refusal of a token, or of a log-in
         """
         if self.first is None or self.first is error:
             return error
         if isinstance(error, AuthenticationError):
             return _told(error, self.first)
-        refused = isinstance(error, ServerError) or getattr(error, "status", None) in (401, 403)
-        return token_refused(error, self.first) if refused else error
+        return token_refused(error, self.first)
 
 
 def token_refused(error: Exception, first: Exception) -> AuthenticationError:
