@@ -177,6 +177,21 @@ def test_new_tokens_that_are_refused_are_asked_for_until_connection_timeout(
         assert table.recovery.left_behind == ["client"]
 
 
+def test_a_request_without_a_token_is_a_matter_of_credentials() -> None:
+    table = Table(connection_timeout=1.0).open(A)
+    table.fail(failure(Trouble.UNAUTHORIZED), elapsed=0.0)
+    while table.session.state is not State.PARKED:
+        step = table.session.next_step(table.now)
+        table.now += step.delay
+        if step.action is Action.AUTHENTICATE:
+            table.recovery.authenticated(table.now)
+        else:
+            table.session.handshake_done(failure(Trouble.UNAUTHORIZED), table.now)
+    assert [type(error) for error in table.recovery.errors] == [AuthenticationError]
+    table.recovery.unpark()
+    assert table.session.next_step() == (Action.AUTHENTICATE, POLICY.refused_initial)
+
+
 def test_a_refused_token_is_told_with_the_first_reason() -> None:
     table = Table(connection_timeout=1.0).open(A)
     table.connect(
