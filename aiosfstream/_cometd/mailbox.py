@@ -76,7 +76,7 @@ class Turn:
         except BaseException:
             if place.done() and not place.cancelled():
                 self.release()
-            else:
+            elif place in self._queue:
                 self._queue.remove(place)
             raise
 
