@@ -162,12 +162,6 @@ class Mailbox(Signal):
         self._errors += 1
         self.wake()
 
-    def peek(self) -> JsonObject | None:
-        """Give the next message and leave it there; None if there is none, or an error is next."""
-        if not self.items or isinstance(self.items[0], Exception):
-            return None
-        return self.items[0]
-
     def take(self) -> JsonObject | None:
         """Take the next message without waiting.
 
