@@ -301,18 +301,6 @@ def test_a_signal_wakes_nobody_whose_loop_has_ended() -> None:
     coroutine.close()
 
 
-async def test_looking_at_what_is_next() -> None:
-    mailbox = Mailbox(0)
-    assert mailbox.peek() is None
-    mailbox.extend([message(1)])
-    mailbox.fail(ValueError("x"))
-    assert mailbox.peek() == mailbox.peek() == message(1)
-    assert len(mailbox) == 1
-    mailbox.take()
-    assert mailbox.peek() is None
-    assert mailbox.has_errors
-
-
 async def test_whether_room_was_waited_for() -> None:
     mailbox = Mailbox(2)
     mailbox.extend([message(1), message(2), message(3)])
