@@ -37,26 +37,114 @@ ARROWS: dict[str, set[str]] = {
         "_http.reuse",
     },
     "_internals": set(),
+    "_channels": set(),
     "_cometd": set(),
+    # What waits and runs, without a word of Bayeux.
+    "_cometd.tasks": set(),
     "_cometd.mailbox": set(),
-    "_reporter": {"events"},
-    "_cometd.retry": {"_http.post", "exceptions"},
-    "_cometd.session": {"_cometd.retry", "_http.post", "events", "exceptions"},
-    "_cometd.transport": {
-        "_cometd.session",
+    "_cometd.iteration": {"_cometd.mailbox", "exceptions"},
+    # The session without I/O.
+    "_cometd.retry": set(),
+    "_cometd.backlog": set(),
+    "_cometd.messages": {"_http.bodies", "_http.failures", "exceptions"},
+    "_cometd.pace": {"_cometd.messages"},
+    "_cometd.writer": {"_cometd.messages"},
+    "_cometd.salesforce": {"_cometd.messages", "_http.failures", "exceptions"},
+    "_cometd.channels": {
+        "_channels",
+        "_cometd.backlog",
+        "_cometd.messages",
+        "_cometd.salesforce",
+    },
+    "_cometd.states": {"_cometd.salesforce"},
+    "_cometd.tokens": {"_cometd.retry", "_cometd.states", "_http.failures", "exceptions"},
+    "_cometd.recovery": {
         "_cometd.retry",
-        "_http.post",
-        "_http.cookies",
-        "_http.deadline",
-        "_cometd.mailbox",
+        "_cometd.salesforce",
+        "_cometd.states",
+        "_cometd.tokens",
+        "_http.failures",
         "events",
         "exceptions",
     },
-    "_cometd.client": {
-        "_cometd.transport",
-        "_http.post",
-        "_http.cookies",
+    "_cometd.renewal": {
+        "_cometd.channels",
+        "_cometd.messages",
+        "_cometd.recovery",
+        "_cometd.salesforce",
+        "_cometd.states",
+        "events",
+        "exceptions",
+    },
+    "_cometd.session": {
+        "_cometd.channels",
+        "_cometd.messages",
+        "_cometd.pace",
+        "_cometd.recovery",
+        "_cometd.renewal",
+        "_cometd.retry",
+        "_cometd.salesforce",
+        "_cometd.states",
+        "_cometd.writer",
+        "_http.failures",
+        "events",
+        "exceptions",
+    },
+    # What sends and receives for it.
+    "_cometd.exchange": {
+        "_cometd.channels",
         "_cometd.mailbox",
+        "_cometd.messages",
+        "_cometd.session",
+        "_cometd.states",
+        "_http.bodies",
+        "_http.deadline",
+        "_http.failures",
+        "_http.post",
+        "events",
+        "exceptions",
+    },
+    "_cometd.requests": {
+        "_cometd.exchange",
+        "_cometd.mailbox",
+        "_cometd.messages",
+        "_cometd.salesforce",
+        "_cometd.session",
+        "_cometd.states",
+        "_cometd.tasks",
+        "_cometd.tokens",
+        "_http.failures",
+        "exceptions",
+    },
+    "_cometd.polling": {
+        "_cometd.exchange",
+        "_cometd.mailbox",
+        "_cometd.requests",
+        "_cometd.session",
+        "_cometd.states",
+        "_cometd.tasks",
+        "_http.failures",
+        "events",
+        "exceptions",
+    },
+    "_cometd.transport": {
+        "_cometd.exchange",
+        "_cometd.mailbox",
+        "_cometd.polling",
+        "_cometd.requests",
+        "_cometd.salesforce",
+        "_cometd.session",
+        "_cometd.states",
+        "_cometd.tasks",
+        "exceptions",
+    },
+    "_cometd.client": {
+        "_cometd.mailbox",
+        "_cometd.states",
+        "_cometd.tasks",
+        "_cometd.transport",
+        "_http.bodies",
+        "_internals",
         "exceptions",
     },
     "_oauth": set(),
@@ -108,22 +196,41 @@ ARROWS: dict[str, set[str]] = {
         "_text",
         "exceptions",
     },
-    "_channels": set(),
     "_in_flight": set(),
     "_notes": {"_channels", "_in_flight"},
     "replay": {"_channels", "_in_flight", "_internals", "_notes", "exceptions"},
-    "client": {
-        "auth",
-        "replay",
+    "_within": {"_http.deadline"},
+    "_policy": {
         "_cometd.client",
-        "_cometd.transport",
-        "_cometd.session",
-        "_cometd.retry",
-        "_http.post",
+        "_cometd.exchange",
+        "_cometd.iteration",
         "_cometd.mailbox",
-        "_reporter",
+        "_cometd.retry",
+        "_cometd.session",
+        "_cometd.transport",
+        "_http.cookies",
+        "_http.post",
+        "_oauth.flight",
+        "_oauth.request",
+        "_oauth.urls",
+        "_within",
+        "auth",
         "events",
         "exceptions",
+        "replay",
+    },
+    "client": {
+        "_cometd.client",
+        "_cometd.iteration",
+        "_cometd.transport",
+        "_http.bodies",
+        "_http.post",
+        "_internals",
+        "_policy",
+        "auth",
+        "events",
+        "exceptions",
+        "replay",
     },
     "storages": set(),
     "storages._values": {"replay", "exceptions"},
@@ -225,13 +332,31 @@ ARROWS: dict[str, set[str]] = {
     },
 }
 
-#: The session and the delays are decided without I/O, clock or event loop.
+#: The session is decided without I/O, clock or event loop.
+WITHOUT_A_LOOP = {"asyncio", "aiohttp", "time", "socket", "threading"}
 PURE = {
-    "_cometd.retry": {"asyncio", "aiohttp", "time", "socket", "threading"},
-    "_cometd.session": {"asyncio", "aiohttp", "time", "socket", "threading"},
-    "events": {"asyncio", "aiohttp", "time"},
-    "exceptions": {"asyncio", "aiohttp", "time"},
-    "_text": {"asyncio", "aiohttp", "time"},
+    **{
+        f"_cometd.{name}": WITHOUT_A_LOOP
+        for name in (
+            "backlog",
+            "channels",
+            "messages",
+            "pace",
+            "recovery",
+            "renewal",
+            "retry",
+            "salesforce",
+            "session",
+            "states",
+            "tokens",
+            "writer",
+        )
+    },
+    "_channels": WITHOUT_A_LOOP,
+    "exceptions": WITHOUT_A_LOOP,
+    "_text": WITHOUT_A_LOOP,
+    # It knows asyncio's cancellation by name.
+    "events": WITHOUT_A_LOOP - {"asyncio"},
 }
 
 SOURCES = {
@@ -359,3 +484,121 @@ def test_the_client_is_among_the_classes_looked_at() -> None:
     assert derives_from_client("client", "Client")
     assert derives_from_client("client", "SalesforceStreamingClient")
     assert {"_get_message", "_negotiate_transport", "_incoming_queue"} <= AIOCOMETD_PRIVATE
+
+
+# Underscore names
+
+
+def defined_in(tree: ast.AST) -> set[str]:
+    """Return the underscore names that a module defines: functions, fields and attributes of its own."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            own = isinstance(node, ast.Name) or _is_own(node)
+            names |= {node.id if isinstance(node, ast.Name) else node.attr} if own else set()
+        elif isinstance(node, ast.Assign) and any(
+            isinstance(target, ast.Name) and target.id == "__slots__" for target in node.targets
+        ):
+            names |= {
+                part.value
+                for part in ast.walk(node.value)
+                if isinstance(part, ast.Constant) and isinstance(part.value, str)
+            }
+    return {name for name in names if is_private(name)}
+
+
+def _is_own(node: ast.Attribute) -> bool:
+    return isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"}
+
+
+def imported_modules(tree: ast.AST) -> set[str]:
+    """Return the names that a module gives to the modules that it imports."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+    return names
+
+
+def reaches(tree: ast.AST, known: set[str]) -> Iterator[str]:
+    """Yield where the code in *tree* uses an underscore name of another module.
+
+    :param known: the underscore names of others that it may use
+    """
+    own, modules = defined_in(tree) | known | NAMED_TUPLES, imported_modules(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if is_private(alias.name) and (node.module or alias.name not in PARTS):
+                    yield f"line {node.lineno} imports {alias.name}"
+        elif isinstance(node, ast.Attribute) and is_private(node.attr):
+            holder = node.value.id if isinstance(node.value, ast.Name) else None
+            if node.attr not in own or (holder in modules and node.attr not in known):
+                yield f"line {node.lineno} uses {ast.unparse(node)}"
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in {
+            "getattr",
+            "setattr",
+            "hasattr",
+            "delattr",
+        }:
+            name = node.args[1] if len(node.args) > 1 else None
+            found = str(name.value) if isinstance(name, ast.Constant) else ""
+            if is_private(found) and found not in own:
+                yield f"line {node.lineno} uses {found} by its name"
+
+
+#: The private modules of the package and their folders, which are imported like any other.
+PARTS = {part for module in MODULES for part in module.split(".") if is_private(part)}
+#: The methods of named tuples, which have an underscore so that fields may have any name.
+NAMED_TUPLES = {"_asdict", "_fields", "_make", "_replace"}
+#: Which underscore names of others a module may use: none of this package.
+MAY_USE: dict[str, set[str]] = {
+    # Each is named with its reason there.
+    "_cometd.client": AIOCOMETD_PRIVATE,
+    # The type of what zlib.decompressobj() gives, which has no other name.
+    "_http.encodings": {"_Decompress"},
+    # Where aiohttp keeps the proxy of a session, and tells it nowhere else.
+    "_oauth.request": {"_default_proxy"},
+}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_uses_the_underscore_names_of_another(module: str) -> None:
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    assert list(reaches(tree, MAY_USE.get(module, set()))) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from .replay import _marker_of",
+        "from . import replay\nreplay._marker_of()",
+        "import aiosfstream.replay\naiosfstream.replay._marker_of()",
+        "def f(storage):\n    storage._flush()",
+        "def f(storage):\n    storage._flush = None",
+        "class A(B):\n    def f(self):\n        self._of_b()",
+        "def f(storage):\n    return getattr(storage, '_flush', None)",
+        "from . import advice\n_TABLE = advice._TABLE",
+    ],
+)
+def test_a_use_of_an_underscore_name_is_found(source: str) -> None:
+    assert len(list(reaches(ast.parse(source), set()))) == 1
+
+
+def test_what_is_a_modules_own_is_no_reach() -> None:
+    source = """
+from .._http import post
+from . import _notes
+
+class A:
+    _count = 0
+    def __init__(self, other):
+        self._other = other
+    def _same(self, other):
+        return other._other, self._count, A._same, self.__dict__
+"""
+    assert list(reaches(ast.parse(source), set())) == []

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aiosfstream import AiosfstreamException, PasswordAuthenticator, ReplayOption
+from aiosfstream._cometd.client import transport_of
 from aiosfstream.replay import MappingStorage
 from tests.support import FastAuthClient
 
@@ -251,7 +252,7 @@ async def stream(client: FastAuthClient) -> None:
             await client.receive()
         except AiosfstreamException:
             transport = transport_of(client)
-            task = None if transport is None else transport._task
+            task = None if transport is None else transport._polling.task
             ended = client.state is TransportState.SERVER_DISCONNECTED
             assert client.closed or ended or (task is not None and not task.done())
             await asyncio.sleep(0.001)

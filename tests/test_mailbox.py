@@ -51,14 +51,14 @@ async def test_waiting_for_room() -> None:
     await soon(mailbox.room())
     mailbox.extend([message(number) for number in range(4)])
     waiting = asyncio.create_task(mailbox.room())
-    await until(lambda: mailbox.suspends is not None)
+    await until(lambda: mailbox._suspends is not None)
     for _ in range(2):
         mailbox.take()
         mailbox.make_room()
     assert not waiting.done()
     mailbox.take()
     await soon(waiting)
-    assert mailbox.suspends is None
+    assert mailbox._suspends is None
     mailbox.make_room()
 
 
@@ -66,7 +66,7 @@ async def test_room_is_not_there_any_more_when_the_waiter_looks() -> None:
     mailbox = Mailbox(1)
     mailbox.extend([message(1)])
     waiting = asyncio.create_task(mailbox.room())
-    await until(lambda: mailbox.suspends is not None)
+    await until(lambda: mailbox._suspends is not None)
     mailbox.take()
     mailbox.extend([message(2)])
     await asyncio.sleep(0)
@@ -82,7 +82,7 @@ async def test_closing() -> None:
     mailbox.fail(ValueError())
     room = asyncio.create_task(mailbox.room())
     change = asyncio.create_task(mailbox.changed())
-    await until(lambda: mailbox.suspends is not None)
+    await until(lambda: mailbox._suspends is not None)
     mailbox.close()
     await soon(room)
     await soon(change)
@@ -104,7 +104,7 @@ async def test_waiting_for_a_change() -> None:
     await soon(asyncio.gather(waiting[0], waiting[2]))
     assert waiting[1].cancelled()
     await soon(signal.changed(0.001))
-    assert signal._waiters == ()
+    assert signal._waiters == []
 
 
 async def test_a_timer_does_not_outlive_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,13 +181,13 @@ async def test_who_waits_for_room_may_give_up() -> None:
     mailbox = Mailbox(1)
     mailbox.extend([message(1)])
     waiting = asyncio.create_task(mailbox.room())
-    await until(lambda: mailbox.suspends is not None)
+    await until(lambda: mailbox._suspends is not None)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    assert mailbox.suspends is None
+    assert mailbox._suspends is None
     again = asyncio.create_task(mailbox.room())
-    await until(lambda: mailbox.suspends is not None)
+    await until(lambda: mailbox._suspends is not None)
     mailbox.take()
     # Nobody is harmed by being told twice.
     mailbox.make_room()
@@ -210,8 +210,8 @@ async def test_each_change_wakes_the_reader(change: str) -> None:
 
 async def test_a_turn_is_passed_on_however_who_waits_is_cancelled() -> None:
     turn = Turn()
-    turn.taken = True
-    waiting = [asyncio.create_task(turn.wait()) for _ in range(4)]
+    await turn.take()
+    waiting = [asyncio.create_task(turn.take()) for _ in range(4)]
     await asyncio.sleep(0)
     waiting[0].cancel()
     await asyncio.sleep(0)
@@ -228,3 +228,88 @@ async def test_a_turn_is_passed_on_however_who_waits_is_cancelled() -> None:
     await asyncio.sleep(0)
     turn.release()
     assert not turn.taken
+
+
+async def test_a_turn_is_given_in_the_order_of_asking() -> None:
+    turn, order = Turn(), list[int]()
+
+    async def take(number: int) -> None:
+        async with turn:
+            order.append(number)
+            await asyncio.sleep(0)
+
+    await soon(asyncio.gather(*(take(number) for number in range(5))))
+    assert order == [0, 1, 2, 3, 4]
+    assert not turn.taken
+
+
+async def test_a_turn_ends_with_a_block_that_fails() -> None:
+    turn = Turn()
+    with pytest.raises(ZeroDivisionError):
+        async with turn:
+            assert turn.taken
+            raise ZeroDivisionError
+    assert not turn.taken
+
+
+def test_a_loop_that_has_ended_takes_no_turn_along() -> None:
+    turn = Turn()
+
+    async def take_and_wait() -> asyncio.Task[None]:
+        await turn.take()
+        waiting = asyncio.create_task(turn.take())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        return waiting
+
+    loop = asyncio.new_event_loop()
+    waiting = loop.run_until_complete(take_and_wait())
+    loop.close()
+    assert not turn.taken
+
+    async def take_and_pass_on() -> None:
+        await soon(turn.take())
+        assert turn.taken
+        turn.release()
+        assert not turn.taken
+
+    asyncio.run(take_and_pass_on())
+    # Nobody can end it any more, and what is left of it harms nobody.
+    waiting._log_destroy_pending = False  # type: ignore[attr-defined]
+    coroutine = waiting.get_coro()
+    assert coroutine is not None
+    coroutine.close()
+    assert not turn.taken
+
+
+def test_a_signal_wakes_nobody_whose_loop_has_ended() -> None:
+    signal = Signal()
+
+    async def wait() -> asyncio.Task[None]:
+        waiting = asyncio.create_task(signal.changed())
+        await asyncio.sleep(0)
+        return waiting
+
+    loop = asyncio.new_event_loop()
+    waiting = loop.run_until_complete(wait())
+    loop.close()
+    signal.wake()
+    assert signal._waiters == []
+    waiting._log_destroy_pending = False  # type: ignore[attr-defined]
+    coroutine = waiting.get_coro()
+    assert coroutine is not None
+    coroutine.close()
+
+
+async def test_whether_room_was_waited_for() -> None:
+    mailbox = Mailbox(2)
+    mailbox.extend([message(1), message(2), message(3)])
+    assert not mailbox.make_room()
+    waiting = asyncio.create_task(mailbox.room())
+    await until(lambda: mailbox._suspends is not None)
+    mailbox.items.popleft()
+    assert not mailbox.make_room()
+    mailbox.items.popleft()
+    assert mailbox.make_room()
+    assert not mailbox.make_room()
+    await soon(waiting)

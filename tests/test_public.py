@@ -86,7 +86,6 @@ UNDERSCORED_ATTRIBUTES = (
     "_transport",
     "_incoming_queue",
     "_closed",
-    "_connection_types",
     "_max_pending_count",
     "_json_dumps",
     "_json_loads",

@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
+from aiosfstream._cometd.channels import Subscription
 from aiosfstream._cometd.retry import RetryPolicy
-from aiosfstream._cometd.session import Action, Session, State, Subscription
-from aiosfstream._http.post import Failure, Trouble
+from aiosfstream._cometd.session import Session
+from aiosfstream._cometd.states import Action, Sequel
+from aiosfstream._http.failures import Failure, Trouble
 from aiosfstream.events import ConnectionEventKind
 from aiosfstream.exceptions import AuthenticationError, TransportError
-from tests.test_session import receive
+from tests.table import LIMIT, receive
 
 Message = dict[str, Any]
 
@@ -43,6 +45,8 @@ class Server:
         self.says_goodbye = False
         #: The ids of subscribe requests that it will refuse.
         self.refuses: set[str] = set()
+        #: How many of the next subscribe requests are beyond a limit.
+        self.is_limited = 0
         #: How far the events of each subscribed channel have been written.
         self.written: dict[str, int] = {}
         #: Where these subscriptions started.
@@ -88,6 +92,9 @@ class Server:
             return {"successful": False, "error": "403::Unknown client", "advice": advice}
         if request["id"] in self.refuses:
             return {"successful": False, "error": "403::No access on channel"}
+        if request["channel"] == "/meta/subscribe" and self.is_limited:
+            self.is_limited -= 1
+            return {"successful": False, **LIMIT}
         if request["channel"] == "/meta/subscribe":
             channel = request["subscription"]
             start = request["ext"]["replay"][channel]
@@ -119,6 +126,8 @@ class Flight:
     subscription: Subscription | None = None
     answer: list[Message] | None = None
     repeats: bool = False
+    #: Whether it subscribes a channel again, as a step of the connection itself.
+    resubscribes: bool = False
 
     def holds(self) -> set[tuple[str, int]]:
         """Give the events in the answer."""
@@ -162,7 +171,7 @@ class World:
         self.now = 0.0
         self.reported: list[ConnectionEventKind] = []
         self.session = Session(
-            owner=self,
+            host=self,
             report=lambda event: self.reported.append(event.kind),
             policy=RetryPolicy(),
             rng=random.Random(1),
@@ -176,40 +185,48 @@ class World:
         #: The others: those beside the connect, and connects of sessions that were given up.
         self.others: list[Flight] = []
 
-    def _choose_fallback(self, channel: str, reply: Message) -> Any:
+    @property
+    def connection_timeout(self) -> float | None:
+        return 10.0
+
+    def fallback_for(self, channel: str) -> Any:
         return None
 
-    def _overwrite_with(self, message: Message) -> None:
+    def first_after_fallback(self, message: Message) -> None:
         raise AssertionError("there is no fallback")
+
+    async def log_in(self, refused: str | None) -> str:
+        raise NotImplementedError
 
     # How the transport would do it
 
     def fly(self, request: Message, subscription: Subscription | None = None) -> Flight:
         if subscription is not None:
-            self.session.stamp(request, subscription)
+            self.session.channels.stamp(request, subscription)
         ticket = self.session.send(request)
         return Flight(request, self.session.epoch, ticket, subscription)
 
     def advance(self) -> None:
-        step = self.session.next_step()
+        step = self.session.next_step(self.now)
         assert 0.0 <= step.delay <= RetryPolicy().refused_cap
         self.now += step.delay
         if step.action is Action.HANDSHAKE:
             if not any(one.subscription for one in self.others):
                 self.line = self.fly(self.session.handshake_message(["long-polling"]))
         elif step.action is Action.SUBSCRIBE:
-            subscription = self.session.next_to_resubscribe()
+            subscription = self.session.next_to_resubscribe(self.now)
             if subscription is not None:
-                request = self.session.subscribe_message(subscription)
+                request = self.session.writer.subscribe(subscription.channel)
                 self.line = self.fly(request, subscription)
+                self.line.resubscribes = True
         elif step.action is Action.CONNECT:
-            self.line = self.fly(self.session.connect_message())
+            self.line = self.fly(self.session.connect_message(self.now))
         elif step.action is Action.AUTHENTICATE:
             self.server.token_is_good = True
-            self.session.authenticated(self.now)
+            self.session.recovery.authenticated(self.now)
         else:
             assert step.action is Action.PARK, "a session that could go on has ended"
-            self.session.unpark()
+            self.session.recovery.unpark()
 
     def serve(self, flight: Flight, *, repeat: bool = False, reply_first: bool = False) -> None:
         flight.repeats = repeat
@@ -266,13 +283,13 @@ class World:
             session.handshake_done(result, self.now)
         elif channel == "/meta/connect":
             session.connect_done(result, flight.epoch, events, 0.5, self.now)
-        elif session.state is State.RESUBSCRIBING and flight.epoch == session.epoch:
-            assert flight.subscription is not None
-            session.resubscribe_done(flight.subscription, result, self.now)
+        elif flight.resubscribes:
+            if flight.epoch == session.epoch:
+                assert flight.subscription is not None
+                session.resubscribe_done(flight.subscription, result, self.now)
         else:
-            session.request_done(result, flight.epoch, self.now)
-            if flight.subscription is not None:
-                assert session.subscribe_done(flight.subscription, result) is False
+            sequel = session.request_done(flight.subscription, result, flight.epoch, self.now)
+            assert sequel is not Sequel.AT_ONCE
         if self.line is not None and self.line.epoch != session.epoch:
             # The session was given up under the connect: what becomes of that plays no part any more.
             self.others.append(self.line)
@@ -283,7 +300,7 @@ class World:
     def open(self) -> None:
         for _ in range(2):
             self.go_on()
-        self.session.opening = False
+        self.session.recovery.opening = False
         for channel, start in ((A, 0), (B, -2)):
             self.begin_to_subscribe(channel, start)
             self.serve(self.others[0])
@@ -291,8 +308,10 @@ class World:
 
     def begin_to_subscribe(self, channel: str, start: int, *, refused: bool = False) -> None:
         log = self.server.log[channel]
-        subscription = self.session.subscribe(channel, start)
-        request = self.session.subscribe_message(subscription)
+        # Whoever subscribes a channel hears of a limit at once; here it is the next one's.
+        self.server.is_limited = 0
+        subscription = self.session.channels.add(channel, start)
+        request = self.session.writer.subscribe(channel)
         if refused:
             self.server.refuses.add(request["id"])
         else:
@@ -319,19 +338,19 @@ class World:
 
     def ask_for_something(self) -> None:
         if self.session.established and len(self.others) < 4:
-            self.others.append(self.fly(self.session.publish_message("/service/x", {})))
+            self.others.append(self.fly(self.session.writer.publish("/service/x", {})))
 
     def subscribe_or_unsubscribe(self) -> None:
         if not self.session.established or any(one.subscription for one in self.others):
             return
-        if C not in self.session.subscriptions:
+        if C not in self.session.channels.subscriptions:
             self.begin_to_subscribe(C, self.rng.choice([-2, *self.server.log[C][-1:]]))
         elif self.rng.random() < 0.5 and not self.something_flies_twice():
             # What was remembered of the channel must be taken up again.
             start = self.rng.choice([-2, *self.server.log[A]])
             self.begin_to_subscribe(A, start, refused=True)
         elif not any(channel == C for channel, _ in self.flying()):
-            self.session.unsubscribe_done(C, {"successful": True})
+            self.session.request_done(C, {"successful": True}, self.session.epoch, self.now)
             self.server.written.pop(C, None)
 
     def the_server_answers(self) -> None:
@@ -353,13 +372,15 @@ class World:
             self.fail(flight, self.rng.choice((Trouble.NOT_SENT, Trouble.THROTTLED)))
 
     def the_server_changes_its_mind(self) -> None:
-        match self.rng.randrange(4):
+        match self.rng.randrange(5):
             case 0:
                 self.server.forget()
             case 1:
                 self.server.says_goodbye = True
             case 2:
                 self.server.token_is_good = False
+            case 3 if not any(one.subscription for one in self.others):
+                self.server.is_limited = 1
             case _:
                 self.now += 100.0
 
@@ -371,19 +392,25 @@ class World:
     # What must hold
 
     def check(self) -> None:
-        assert self.session.stop_error is None
-        assert all(type(error) is AuthenticationError for error in self.session.errors)
-        assert {A, B} <= self.session.subscriptions.keys()
-        assert len(self.session._tickets) == len(self.flights())
+        assert self.session.recovery.stop_error is None
+        assert all(type(error) is AuthenticationError for error in self.session.recovery.errors)
+        assert {A, B} <= self.session.channels.subscriptions.keys()
+        assert len(self.session.channels._tickets) == len(self.flights())
 
     def settle(self) -> None:
         """Let fail what can fail; all that was published arrives then."""
         for flight in self.flights():
             self.fail(flight, Trouble.LOST)
         self.server.says_goodbye = False
+        self.server.is_limited = 0
         for _ in range(20):
             self.go_on()
-        for channel in self.session.subscriptions:
+        # What was refused for now is tried again in the end.
+        self.now += RetryPolicy().busy_cap
+        for _ in range(10):
+            self.go_on()
+        assert self.session.deferred == []
+        for channel in self.session.channels.subscriptions:
             missing = set(self.server.log[channel]) - set(self.application.received[channel])
             assert not missing, f"{channel} lacks {missing}"
 

@@ -22,8 +22,9 @@ from aiosfstream import (
     PasswordAuthenticator,
     TransportError,
 )
-from aiosfstream._http import post as _http
-from aiosfstream._http.post import Answer, Failure, Trouble
+from aiosfstream._cometd import exchange
+from aiosfstream._http import post as http
+from aiosfstream._http.failures import Answer, Failure, Trouble
 
 HOUR = 3600.0
 URL = "https://example.my.salesforce.com"
@@ -94,7 +95,7 @@ class World:
     async def post(
         self, session: Any, url: str, body: bytes, headers: Any, **options: Any
     ) -> Answer | Failure:
-        """Stand in for ``_http.post``."""
+        """Stand in for ``post()``."""
         await asyncio.sleep(0.05)
         if b"grant_type" in body:
             what, message = "token", {}
@@ -129,7 +130,8 @@ def simulate(monkeypatch: pytest.MonkeyPatch, behaviour: Behaviour) -> tuple[Wor
     :return: what it asked for, and what it raised
     """
     world = World(behaviour)
-    monkeypatch.setattr(_http, "post", world.post)
+    for module in (exchange, http):
+        monkeypatch.setattr(module, "post", world.post)
     raised: Counter[str] = Counter()
 
     async def main() -> None:
@@ -184,13 +186,15 @@ def html(status: int) -> Behaviour:
     return lambda what, _: None if what == "token" else (status, b"<html></html>")
 
 
-#: The bounds grow to 60 seconds for the network and to 300 for a busy server, and full jitter makes
-#: the mean half of that: about 120 or 24 attempts an hour, of up to five requests each.
-NETWORK, BUSY = 1000, 250
+#: The bounds grow to 10 seconds for the network and to 300 for a busy server, and full jitter makes
+#: the mean half of that: about 720 or 24 attempts an hour, of up to five requests each.
+NETWORK, BUSY = 3600, 250
+#: An instance that is silent is looked for after a minute, 2, 4, 8 and 15, and then every 15.
+LOOKED_FOR = 8
 
 CASES: dict[str, tuple[Behaviour, int, int]] = {
-    "refused": (failure(Trouble.NOT_SENT), NETWORK, 0),
-    "lost": (failure(Trouble.LOST), NETWORK, 0),
+    "refused": (failure(Trouble.NOT_SENT), NETWORK, LOOKED_FOR),
+    "lost": (failure(Trouble.LOST), NETWORK, LOOKED_FOR),
     "throttled": (failure(Trouble.THROTTLED, 600.0), 12, 0),
     "a page": (html(200), NETWORK, 0),
     "HTTP 503": (html(503), NETWORK, 0),

@@ -455,8 +455,7 @@ def _rewind(ticket: Ticket) -> None:
 
 def _replay_id_of(data: Any) -> ReplayId:
     event = data.get("event") if isinstance(data, dict) else None
-    replay_id = event.get("replayId") if isinstance(event, dict) else None
-    return None if isinstance(replay_id, bool) else replay_id
+    return event.get("replayId") if isinstance(event, dict) else None
 
 
 def digest_of(channel: str, replay_id: ReplayId, data: JsonObject) -> int:

@@ -55,29 +55,28 @@ async def iterate(source: Source) -> AsyncIterator[JsonObject]:
 
 def _pending(source: Source) -> Iterator[JsonObject]:
     """Take what is pending, until something out of the ordinary is next or fetching can go on."""
-    while (store := source.direct_store()) is not None:
-        mailbox = source.mailbox
-        # Others who receive take one message at a time.
-        if mailbox is None or source.turn.taken:
-            return
-        message = mailbox.peek()
+    mailbox, turn = source.mailbox, source.turn
+    if mailbox is None:
+        return
+    items = mailbox.items
+    # Others who receive take one message at a time.
+    while items and not turn.taken and (store := source.direct_store()) is not None:
+        message = items[0]
         # What aiocometd would turn into an error goes the long way, as an error does.
-        if message is None or "successful" in message or not _stored(store, message):
+        if isinstance(message, Exception) or "successful" in message:
             return
-        mailbox.items.popleft()
+        try:
+            if not store(message):
+                return
+        except ReplayError:
+            raise
+        except Exception as error:
+            raise storing_failed(message, error) from error
+        items.popleft()
         has_room_again = mailbox.make_room()
         yield message
         if has_room_again:
             return
-
-
-def _stored(store: Store, message: JsonObject) -> bool:
-    try:
-        return store(message)
-    except ReplayError:
-        raise
-    except Exception as error:
-        raise storing_failed(message, error) from error
 
 
 def storing_failed(message: JsonObject, error: Exception) -> ReplayError:

@@ -76,7 +76,7 @@ class Turn:
         except BaseException:
             if place.done() and not place.cancelled():
                 self.release()
-            else:
+            elif place in self._queue:
                 self._queue.remove(place)
             raise
 
@@ -161,12 +161,6 @@ class Mailbox(Signal):
         self.items.append(error)
         self._errors += 1
         self.wake()
-
-    def peek(self) -> JsonObject | None:
-        """Give the next message and leave it there; None if there is none, or an error is next."""
-        if not self.items or isinstance(self.items[0], Exception):
-            return None
-        return self.items[0]
 
     def take(self) -> JsonObject | None:
         """Take the next message without waiting.

@@ -77,7 +77,11 @@ def _objects_in(value: Any, depth: int = 0) -> Iterator[JsonObject]:
             yield value
     elif isinstance(value, list) and depth < MAX_DEPTH:
         for item in value:
-            yield from _objects_in(item, depth + 1)
+            # Nearly every item is a message, and each is looked at.
+            if item.__class__ is not dict:
+                yield from _objects_in(item, depth + 1)
+            elif item:
+                yield item
 
 
 def _is_marked(message: JsonObject) -> bool:

@@ -76,6 +76,12 @@ class Renewal:
         """
         return [*self._waiting, *(one for one, time in self._deferred.items() if time <= now)]
 
+    def drop_unwanted(self) -> None:
+        """Stop trying channels again that were unsubscribed, or subscribed anew, meanwhile."""
+        for subscription in list(self._deferred):
+            if self._channels.subscriptions.get(subscription.channel) is not subscription:
+                self.settle(subscription)
+
     def seconds_left(self, now: float) -> float | None:
         """Give the seconds until a channel is to be tried again, or None if there is none.
 

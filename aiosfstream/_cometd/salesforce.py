@@ -86,7 +86,7 @@ REFUSALS: Final = (
     Refusal(
         "a limit is reached: of connections, of events, of a topic",
         _says(
-            r".{0,300}(limit (has been )?exceeded|concurrent user limit|simultaneous connections|_LIMIT_)"
+            r".{0,300}(limit (has been )?exceeded|concurrent user limit|simultaneous connections|_LIMIT_EXCEEDED\b)"
         ),
         Verdict.RENEW_LATER,
         Verdict.WAIT,

@@ -410,6 +410,7 @@ class Session:
                 self.channels.restore(request)
         elif isinstance(request, str) and verdict is Verdict.PROCEED:
             self.channels.forget(request)
+        self._renewal.drop_unwanted()
         return sequel
 
     def _sequel(

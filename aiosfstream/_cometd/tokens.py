@@ -6,7 +6,7 @@ from copy import copy
 from typing import Final
 
 from .._http.failures import Failure, Trouble
-from ..exceptions import AuthenticationError, ServerError
+from ..exceptions import AuthenticationError
 from .retry import RetryPolicy
 from .states import Host
 
@@ -52,7 +52,8 @@ class Refusals:
 
         :param error: what that person was told
         """
-        self.first, self._since = error, float("-inf")
+        # With the reason that was told the first time: one in another would grow without end.
+        self.first, self._since = self.first or error, float("-inf")
 
     def forget(self) -> None:
         """Note that a token is good."""
@@ -61,14 +62,13 @@ class Refusals:
     def explained(self, error: Exception) -> Exception:
         """Make the error that tells a person why a token was asked for in the first place.
 
-        :param error: the last error
+        :param error: the last refusal of a token, or of a log-in
         """
         if self.first is None or self.first is error:
             return error
         if isinstance(error, AuthenticationError):
             return _told(error, self.first)
-        refused = isinstance(error, ServerError) or getattr(error, "status", None) in (401, 403)
-        return token_refused(error, self.first) if refused else error
+        return token_refused(error, self.first)
 
 
 def token_refused(error: Exception, first: Exception) -> AuthenticationError:
@@ -90,7 +90,7 @@ def _told(error: AuthenticationError, first: Exception) -> AuthenticationError:
     """Tell with a refused log-in why there was one."""
     told = copy(error)
     text, *rest = error.args
-    told.args = (f"{text} A new log-in was needed because of: {first}", *rest)
+    told.args = (f"{text.rstrip('.')}. A new log-in was needed because of: {first}", *rest)
     told.__cause__ = error.__cause__ or first
     return told
 
