@@ -25,10 +25,11 @@ from ._cometd.retry import RetryPolicy
 from ._cometd.session import Session
 from ._cometd.transport import LongPollingTransport
 from ._http.cookies import CookieJar
-from ._http.post import MAX_ANSWER_SIZE, MAX_HEADER_SIZE
+from ._http.post import MAX_ANSWER_SIZE
 from ._oauth.flight import log_in_again
 from ._oauth.request import lend_session
 from ._oauth.urls import host_is_allowed
+from ._text import Secret
 from ._within import within
 from .auth import AuthenticatorBase
 from .events import LOG_ONLY, ConnectionEvent
@@ -49,7 +50,6 @@ LOGGER = logging.getLogger("aiosfstream.client")
 
 #: Where all clients get their jitter from: each of these has 2.5 KiB of state.
 _CHANCE: Final = random.Random()
-_HEADER_LIMITS: Final = {"max_line_size": MAX_HEADER_SIZE, "max_field_size": MAX_HEADER_SIZE}
 #: The path of an identity URL, with the id of the org.
 _IDENTITY: Final = re.compile(r"/id/(00D[A-Za-z0-9]{12}(?:[A-Za-z0-9]{3})?)(?:/|$)")
 
@@ -111,7 +111,7 @@ class Policy:
         """The client's authenticator."""
         return cast(AuthenticatorBase, self._client.auth)
 
-    async def log_in(self, refused: str | None) -> str:
+    async def log_in(self, refused: Secret | None) -> str:
         """Get a token, and with it the URL of the endpoint.
 
         :param refused: the ``Authorization`` header that was refused: another one that is in use
@@ -169,9 +169,7 @@ class Policy:
                 "ssl=False: TLS certificates are not verified, so anyone on the way can read the token and"
                 " the events; give an ssl.SSLContext that knows the certificate instead"
             )
-        factory = self.options.session_factory
-        options = _HEADER_LIMITS if _is_plain(factory) else {}
-        http_session = factory(cookie_jar=CookieJar(), **options)
+        http_session = self.options.session_factory(cookie_jar=CookieJar())
         if not isinstance(http_session, aiohttp.ClientSession):
             raise ClientError(
                 f"session_factory should return an aiohttp.ClientSession, not {type(http_session).__name__!r}"
@@ -330,15 +328,6 @@ class _Timed(Extension):
     async def outgoing(self, payload: Payload, headers: Headers) -> None:
         """Pass on what is sent."""
         await self._policy.timed("read", self._storage.outgoing(payload, headers))
-
-
-def _is_plain(factory: SessionFactory) -> bool:
-    """Say whether *factory* takes what aiohttp's own session takes, and says nothing of headers."""
-    if isinstance(factory, partial):
-        return factory.func is aiohttp.ClientSession and _HEADER_LIMITS.keys().isdisjoint(
-            factory.keywords
-        )
-    return factory is aiohttp.ClientSession
 
 
 def _store_nothing(_message: JsonObject) -> bool:

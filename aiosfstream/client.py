@@ -346,12 +346,12 @@ class Client(BaseClient):
         still be received.
         """
         was_open = not self.closed
-        error = _end_of(self)
         await super().close()
         if was_open:
             policy = policy_of(self)
             await _store_the_last(self, policy)
-            policy.options.report(ConnectionEvent(ConnectionEventKind.CLOSED, error=error))
+            if not _has_ended(self):
+                policy.options.report(ConnectionEvent(ConnectionEventKind.CLOSED))
 
     # Channels
 
@@ -567,10 +567,10 @@ def _state_of(client: Client) -> TransportState:
     return transport.state
 
 
-def _end_of(client: Client) -> Exception | None:
-    """Give why the session has ended for good, if it has."""
+def _has_ended(client: Client) -> bool:
+    """Say whether the session has ended for good by itself, which has been reported then."""
     transport = transport_of(client)
-    return None if transport is None else transport.stop_error
+    return transport is not None and transport.stop_error is not None
 
 
 async def _store_the_last(client: Client, policy: Policy) -> None:

@@ -10,6 +10,7 @@ from aiosfstream._cometd.retry import RetryPolicy
 from aiosfstream._cometd.session import Session
 from aiosfstream._cometd.states import Action, Sequel, State
 from aiosfstream._http.failures import Failure, Trouble
+from aiosfstream._text import Secret
 from aiosfstream.events import ConnectionEvent, ConnectionEventKind
 from aiosfstream.exceptions import TransportError
 
@@ -113,7 +114,7 @@ class Table:
         """Note it."""
         self.overwritten.append(message)
 
-    async def log_in(self, refused: str | None) -> str:
+    async def log_in(self, refused: Secret | None) -> str:
         """Nobody logs in here: outcomes are given by hand."""
         raise NotImplementedError
 

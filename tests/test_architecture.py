@@ -46,6 +46,7 @@ ARROWS: dict[str, set[str]] = {
     # The session without I/O.
     "_cometd.retry": set(),
     "_cometd.backlog": set(),
+    "_cometd.once": set(),
     "_cometd.messages": {"_http.bodies", "_http.failures", "exceptions"},
     "_cometd.pace": {"_cometd.messages"},
     "_cometd.writer": {"_cometd.messages"},
@@ -53,10 +54,11 @@ ARROWS: dict[str, set[str]] = {
     "_cometd.channels": {
         "_channels",
         "_cometd.backlog",
+        "_cometd.once",
         "_cometd.messages",
         "_cometd.salesforce",
     },
-    "_cometd.states": {"_cometd.salesforce"},
+    "_cometd.states": {"_cometd.salesforce", "_text"},
     "_cometd.tokens": {"_cometd.retry", "_cometd.states", "_http.failures", "exceptions"},
     "_cometd.recovery": {
         "_cometd.retry",
@@ -79,6 +81,7 @@ ARROWS: dict[str, set[str]] = {
     "_cometd.session": {
         "_cometd.channels",
         "_cometd.messages",
+        "_cometd.once",
         "_cometd.pace",
         "_cometd.recovery",
         "_cometd.renewal",
@@ -97,6 +100,8 @@ ARROWS: dict[str, set[str]] = {
         "_cometd.messages",
         "_cometd.session",
         "_cometd.states",
+        "_frames",
+        "_text",
         "_http.bodies",
         "_http.deadline",
         "_http.failures",
@@ -123,6 +128,7 @@ ARROWS: dict[str, set[str]] = {
         "_cometd.session",
         "_cometd.states",
         "_cometd.tasks",
+        "_frames",
         "_http.failures",
         "events",
         "exceptions",
@@ -213,6 +219,7 @@ ARROWS: dict[str, set[str]] = {
         "_oauth.flight",
         "_oauth.request",
         "_oauth.urls",
+        "_text",
         "_within",
         "auth",
         "events",

@@ -191,7 +191,11 @@ async def test_what_is_no_answer(server: Server, kind: str) -> None:
     ("body", "encoding", "told"),
     [
         (gzip.compress(b"[1]" * 100, mtime=0)[:-3], "gzip", "compressed data that ends too early"),
-        (gzip.compress(b"[1]" * 100, mtime=0)[:-3], "x-gzip", "compressed data that ends too early"),
+        (
+            gzip.compress(b"[1]" * 100, mtime=0)[:-3],
+            "x-gzip",
+            "compressed data that ends too early",
+        ),
         (b"[1]", "gzip", "incorrect header"),
         (b"[1]", "br", "an encoding that was not asked for"),
     ],

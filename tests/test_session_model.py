@@ -19,6 +19,7 @@ from aiosfstream._cometd.retry import RetryPolicy
 from aiosfstream._cometd.session import Session
 from aiosfstream._cometd.states import Action, Sequel
 from aiosfstream._http.failures import Failure, Trouble
+from aiosfstream._text import Secret
 from aiosfstream.events import ConnectionEventKind
 from aiosfstream.exceptions import AuthenticationError, TransportError
 from tests.table import LIMIT, receive
@@ -195,7 +196,7 @@ class World:
     def first_after_fallback(self, message: Message) -> None:
         raise AssertionError("there is no fallback")
 
-    async def log_in(self, refused: str | None) -> str:
+    async def log_in(self, refused: Secret | None) -> str:
         raise NotImplementedError
 
     # How the transport would do it

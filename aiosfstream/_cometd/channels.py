@@ -18,6 +18,7 @@ from aiocometd.typing import JsonObject
 from .._channels import key_of
 from .backlog import Backlog
 from .messages import is_event
+from .once import Once
 from .salesforce import NEW_EVENTS, ReplayId, is_broad, may_deliver
 
 LOGGER = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ class Channels:
         self._plain: dict[str, Subscription] = {}
         # Events that the backlog comes before, in the order of their arrival.
         self._early: list[JsonObject] = []
-        self._strangers: set[str] = set()
+        self._strangers = Once()
         self._tickets: list[Ticket] = []
         self._largest_response = 0
 
@@ -332,10 +333,11 @@ class Channels:
         """Say whether an event out of the ordinary is to be delivered, and note where it stands."""
         channel = message.get("channel")
         if not isinstance(channel, str):
-            LOGGER.warning(
-                "Ignored a message on channel %.100r with data: it names no channel; look at what is published there",
-                channel,
-            )
+            if self._strangers.is_new(channel):
+                LOGGER.warning(
+                    "Ignored a message with data whose channel is %.100r and no name; look at what is published",
+                    channel,
+                )
             return False
         owners = self._owners_of(channel)
         if not owners:
@@ -415,8 +417,7 @@ class Channels:
             del self.aliases[next(iter(self.aliases))]
 
     def _note_stranger(self, channel: str) -> None:
-        if channel not in self._strangers and len(self._strangers) < MAX_NAMES:
-            self._strangers.add(channel)
+        if self._strangers.is_new(channel):
             LOGGER.warning(
                 "An event arrived on %.100s, which belongs to no subscription: it is delivered, but"
                 " cannot be resumed from; subscribe to its channel",

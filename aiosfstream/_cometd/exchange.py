@@ -12,10 +12,12 @@ import aiohttp
 from aiocometd.extensions import AuthExtension, Extension
 from aiocometd.typing import JsonObject, SSLValidationMode
 
+from .._frames import without_frames
 from .._http.bodies import Dumper, Loader, dump_json
 from .._http.deadline import limits_for
 from .._http.failures import Answer, Failure, Trouble
 from .._http.post import post
+from .._text import Secret
 from ..events import ConnectionEvent
 from ..exceptions import (
     AiosfstreamException,
@@ -104,7 +106,7 @@ class Exchange:
         self.url = url
         self.http_session: aiohttp.ClientSession | None = http_session
         #: The ``Authorization`` header of the last request.
-        self.authorization: str | None = None
+        self.authorization: Secret | None = None
         self._session = session
         self._mailbox = mailbox
         self._settings = settings
@@ -182,7 +184,8 @@ class Exchange:
         if subscription is not None:
             self._session.channels.stamp(payload[0], subscription, time.time())
         await self._settings.auth.outgoing(payload, headers)
-        self.authorization = headers.get("Authorization")
+        authorization = headers.get("Authorization")
+        self.authorization = None if authorization is None else Secret(authorization)
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self.http_session is None:
@@ -326,6 +329,8 @@ class Exchange:
 
 
 def _not_sent(trouble: Trouble, error: AiosfstreamException) -> Failure:
+    # The frames that it has passed hold the token.
+    without_frames(error)
     if isinstance(error, TransportError):
         return Failure(trouble, error)
     transport_error = TransportError(f"The request was not sent, see the cause: {error}")
@@ -336,6 +341,8 @@ def _not_sent(trouble: Trouble, error: AiosfstreamException) -> Failure:
 def _not_taken(extension: Extension | AuthExtension, error: Exception) -> Failure:
     """Give what it means that an extension has failed: the answer is lost, its events come again."""
     name = type(extension).__name__
+    # The frames that it has passed hold the token.
+    without_frames(error)
     lost = TransportError(
         f"An answer was not taken, because {name}.incoming() raised {error!r:.300}; look at that extension"
     )

@@ -11,6 +11,7 @@ from typing import Final
 from aiocometd.constants import ConnectionType
 from aiocometd.typing import JsonObject
 
+from .._frames import without_frames
 from .._http.failures import Failure
 from ..events import ConnectionEvent, ConnectionEventKind
 from ..exceptions import AuthenticationError, ReplayError, TransportError
@@ -138,7 +139,8 @@ class Polling:
                 f"The connection to {self._exchange.url} has ended because of an unexpected error: {bug!r}; open the"
                 " client again, and report it"
             )
-            error.__cause__ = bug
+            # The frames that it has passed may hold the token.
+            error.__cause__ = without_frames(bug)
             self._session.recovery.stop(error)
         self._pass_on()
 

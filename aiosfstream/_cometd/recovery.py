@@ -359,6 +359,8 @@ class Recovery:
         self._give_up(notify=False)
         self.last_error = self.stop_error = error
         self.enter(State.STOPPED, error)
+        if not self.opening:
+            self.report(ConnectionEvent(ConnectionEventKind.CLOSED, error=error))
 
 
 def _kind_of(error: Exception) -> ConnectionEventKind:

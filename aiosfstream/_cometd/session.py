@@ -27,6 +27,7 @@ from .messages import (
     interval_of,
     refusal,
 )
+from .once import Once
 from .pace import Pace
 from .recovery import Recovery
 from .renewal import Renewal
@@ -83,6 +84,7 @@ class Session:
         self._pace = Pace()
         self._renewal = Renewal(host, self.channels, self.recovery)
         self._server_left = False
+        self._odd = Once()
         # What the last answer that could not be read had in it, and how often that came in a row.
         self._unreadable = b""
         self._times_unreadable = 0
@@ -220,7 +222,7 @@ class Session:
         if channel == DISCONNECT and message is not reply:
             LOGGER.info("The server ended the session; a new one follows")
             self._server_left = True
-        elif message is not reply and message.get("data") is not None:
+        elif self._is_odd(message, reply) and self._odd.is_new(channel):
             LOGGER.warning(
                 "Ignored a message on channel %.100r with data that is no event; look at what is published there",
                 channel,
@@ -228,6 +230,10 @@ class Session:
         advice = message.get("advice")
         if isinstance(advice, dict) and (message is reply or channel == CONNECT):
             self._advise(advice)
+
+    @staticmethod
+    def _is_odd(message: JsonObject, reply: JsonObject | None) -> bool:
+        return message is not reply and message.get("data") is not None
 
     def _advise(self, advice: JsonObject) -> None:
         self.advice = advice

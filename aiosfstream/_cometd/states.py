@@ -7,6 +7,7 @@ from typing import Final, NamedTuple, Protocol
 
 from aiocometd.typing import JsonObject
 
+from .._text import Secret
 from .salesforce import ReplayId
 
 
@@ -86,7 +87,7 @@ class Host(Protocol):
     def first_after_fallback(self, message: JsonObject) -> None:
         """Store the marker of *message* whatever is stored: that has been shown to be of no use."""
 
-    async def log_in(self, refused: str | None) -> str:
+    async def log_in(self, refused: Secret | None) -> str:
         """Get a new token, unless another one than the header value *refused* is in use already.
 
         :return: the URL to go on with
