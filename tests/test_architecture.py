@@ -130,6 +130,7 @@ ARROWS: dict[str, set[str]] = {
     "storages._marker_file": {"storages._values", "replay", "exceptions"},
     "storages._groups": {"storages._marker_file", "storages._values", "replay", "exceptions"},
     "storages.sqlite": {
+        "_internals",
         "storages._groups",
         "storages._marker_file",
         "storages._values",

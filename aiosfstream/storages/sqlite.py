@@ -7,11 +7,13 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from aiocometd.typing import JsonObject
 
+from .._internals import Slot
 from ..replay import (
     DefaultReplayIdMixin,
     DurableStorage,
@@ -29,6 +31,42 @@ from ._values import as_json
 __all__ = ["SQLiteStorage"]
 
 LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a storage keeps under no name that a subclass could have.
+
+    :ivar path: the file's name
+    :ivar groups: the markers to be committed, and the file
+    :ivar commit_each: whether every marker is committed by itself
+    :ivar may_start_anew: whether the markers of another org may be forgotten
+    """
+
+    path: str
+    groups: Groups
+    commit_each: bool
+    may_start_anew: bool
+
+
+_STATES: Final[Slot[_State | None]] = Slot("SQLite file", lambda: None)
+
+
+def _state_of(storage: SQLiteStorage) -> _State:
+    state = _STATES.of(storage)
+    if state is None:
+        raise RuntimeError(
+            f"{type(storage).__name__} has no file: call super().__init__(path) in its constructor"
+        )
+    return state
+
+
+def groups_of(storage: SQLiteStorage) -> Groups:
+    """Give the markers of a storage that are to be committed, and its file.
+
+    :param storage: the storage
+    """
+    return _state_of(storage).groups
 
 
 class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
@@ -72,21 +110,21 @@ class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
         super().__init__(default_id)
         if other_org not in ("refuse", "start-anew"):
             raise ValueError(f"other_org should be 'refuse' or 'start-anew', not {other_org!r}")
-        self._path = _name_of_file(path)
-        self._commit_each = commit_each
-        self._other_org = other_org
-        self._groups = Groups(MarkerFile(self._path, survives_power_loss=commit_each))
+        name = _name_of_file(path)
+        groups = Groups(MarkerFile(name, survives_power_loss=commit_each))
+        _STATES.put(self, _State(name, groups, commit_each, other_org == "start-anew"))
 
     def __repr__(self) -> str:
         """Name the file."""
-        return f"{type(self).__name__}({self._path!r}, default_id={self.default_id!r})"
+        return f"{type(self).__name__}({_state_of(self).path!r}, default_id={self.default_id!r})"
 
     async def __aenter__(self) -> SQLiteStorage:
         """Open the file.
 
         :raises ReplayError: if it cannot be used
         """
-        await self._groups.in_thread(self._groups.file.open)
+        groups = groups_of(self)
+        await groups.in_thread(groups.file.open)
         return self
 
     async def __aexit__(
@@ -106,13 +144,13 @@ class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
         """
         # What is pending belongs to the org of an earlier opening.
         await self.flush()
-        file = self._groups.file
+        state = _state_of(self)
+        file = state.groups.file
         if org_id is None:
-            await self._groups.in_thread(file.open)
+            await state.groups.in_thread(file.open)
             return
-        may_start_anew = self._other_org == "start-anew"
-        await self._groups.in_thread(
-            functools.partial(file.note_org, org_id, may_start_anew=may_start_anew)
+        await state.groups.in_thread(
+            functools.partial(file.note_org, org_id, may_start_anew=state.may_start_anew)
         )
 
     async def flush(self) -> None:
@@ -120,7 +158,7 @@ class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
 
         :raises ReplayError: if that fails; it stays pending and is tried again with the next group
         """
-        await self._groups.flush()
+        await groups_of(self).flush()
 
     def begin_flush(self) -> bool:
         """Begin to commit what is pending, without waiting for the end.
@@ -128,7 +166,7 @@ class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
         :return: True
         :raises ReplayError: the failure of the last attempt; another one has begun
         """
-        self._groups.begin()
+        groups_of(self).begin()
         return True
 
     async def close(self) -> None:
@@ -136,14 +174,14 @@ class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
 
         :raises ReplayError: if something cannot be committed; the file is closed nevertheless
         """
-        await self._groups.close()
+        await groups_of(self).close()
 
     async def get_replay_marker(self, subscription: str) -> ReplayMarker | None:
         """Give the last marker, committed or not.
 
         :raises ReplayError: if the file cannot be read
         """
-        return await self._groups.read(subscription)
+        return await groups_of(self).read(subscription)
 
     async def set_replay_marker(self, subscription: str, replay_marker: ReplayMarker) -> None:
         """Store a marker whatever is stored, and commit it.
@@ -151,7 +189,7 @@ class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
         :raises ReplayError: if it is nothing that JSON can express, or cannot be committed
         """
         as_json(subscription, replay_marker)
-        self._groups.add(subscription, Pending(replay_marker, overwrites=True))
+        groups_of(self).add(subscription, Pending(replay_marker, overwrites=True))
         await self.flush()
 
     async def set_unless_newer(self, subscription: str, replay_marker: ReplayMarker) -> None:
@@ -162,15 +200,17 @@ class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
         """
         if replay_marker.replay_id.__class__ is not int:
             as_json(subscription, replay_marker)
-        self._groups.add(subscription, Pending(replay_marker))
-        if self._commit_each:
+        state = _state_of(self)
+        state.groups.add(subscription, Pending(replay_marker))
+        if state.commit_each:
             await self.flush()
 
     def direct_store(self) -> Callable[[JsonObject], bool] | None:
         """Give what puts a marker into the group, unless each is committed or storing is replaced."""
-        if self._commit_each or not _HOOKS.are_those_of(self):
+        state = _state_of(self)
+        if state.commit_each or not _HOOKS.are_those_of(self):
             return None
-        groups, client, clock = self._groups, attachment_of(self), time.monotonic
+        groups, client, clock = state.groups, attachment_of(self), time.monotonic
         aliases = client.aliases
 
         def store(message: JsonObject) -> bool:
@@ -197,9 +237,9 @@ class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
         return store
 
     def __del__(self) -> None:
-        groups: Any = self.__dict__.get("_groups")
-        if groups is not None:
-            groups.let_go()
+        state = _STATES.of(self)
+        if state is not None:
+            state.groups.let_go()
 
 
 _HOOKS: Final = Hooks(SQLiteStorage, "set_unless_newer")
