@@ -141,7 +141,16 @@ async def test_with_tls_the_proxy_of_the_session_is_used(name_of_this_machine: s
 
 @pytest.mark.parametrize(
     "location",
-    ["http://[x]@", "http://[", "", "//", "https://evil.example/x", "\x7f", "x" * 5000],
+    [
+        "http://[x]@",
+        "http://[",
+        "",
+        "//",
+        "https://evil.example/x",
+        "\x7f",
+        "x" * 5000,
+        "https://" + "x" * 5000,
+    ],
 )
 async def test_a_redirect_to_anywhere_is_told(location: str) -> None:
     async with endpoint(answer(b"", 302, {"Location": location})) as served:
