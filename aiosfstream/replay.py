@@ -62,7 +62,7 @@ class ReplayOption(IntEnum):
 class ReplayMarker(NamedTuple):
     """How far a channel has been consumed.
 
-    Replay ids are opaque: usually an int, but whatever JSON value the server sends is kept as it is.
+    Replay ids are opaque: usually an int, but any JSON value that the server sends is kept unchanged.
     """
 
     #: When the event was created, as the server says; empty if it does not say.
@@ -298,7 +298,7 @@ class ReplayMarkerStorage(Extension):
             message.setdefault("ext", {})["replay"] = {key: replay_id}
 
     async def get_replay_id(self, subscription: str) -> int | None:
-        """Give the replay id that a channel starts behind.
+        """Give the replay id after which a channel starts.
 
         :param subscription: the channel, without a PushTopic filter's query
         :return: the id, or None to leave it to the server, which then sends new events
@@ -518,7 +518,7 @@ def attach(
     :param storage: the storage
     :param aliases: delivered channel -> subscribed key, where they differ
     :param subscribed: the keys of which markers are stored: of all channels that have been subscribed
-        since the client was opened, since messages may still wait behind an ``unsubscribe``
+        since the client was opened, since messages may still wait after an ``unsubscribe``
     :param client: whose these are; a storage that several clients share needs it
     """
     reference = None if client is None else weakref.ref(client)
@@ -981,6 +981,11 @@ def _is_date(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+#: Shows any value in a line, however deep or long it is.
+_SHORT: Final = reprlib.Repr()
+_SHORT.maxother = _SHORT.maxstring = 100
+
+
 def read_marker(channel: str, value: Any) -> ReplayMarker | None:
     """Understand what people keep as the marker of a channel.
 
@@ -1000,7 +1005,7 @@ def read_marker(channel: str, value: Any) -> ReplayMarker | None:
         date, replay_id = None, value
     if not _is_id(replay_id) or not (date is None or date == "" or _is_date(date)):
         raise ReplayError(
-            f"{value!r:.200} is stored for channel {channel:.100}, which is no replay marker. Give it a ReplayMarker,"
+            f"{_SHORT.repr(value)} is stored for channel {channel:.100}, which is no replay marker. Give it a ReplayMarker,"
             " a date and a replay id, or a replay id."
         )
     return ReplayMarker("" if date is None else str(date), replay_id)

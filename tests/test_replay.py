@@ -34,6 +34,7 @@ from aiosfstream.replay import (
     instant,
     open_for,
     overwrite_with,
+    read_marker,
     should_store,
     store_marker,
 )
@@ -296,7 +297,7 @@ async def test_other_messages_are_left_alone(channel: str) -> None:
 
 
 @pytest.mark.parametrize("replay_id", [12, 0, -1, "AAAB", "", 1.5, [1]])
-async def test_a_subscription_starts_behind_the_marker(replay_id: Any) -> None:
+async def test_a_subscription_starts_after_the_marker(replay_id: Any) -> None:
     message: Message = {"channel": "/meta/subscribe", "subscription": CHANNEL, "ext": {"other": 1}}
     await MappingStorage({CHANNEL: ReplayMarker(OLD, replay_id)}).outgoing([message], {})
     assert message["ext"] == {"other": 1, "replay": {CHANNEL: replay_id}}
@@ -627,6 +628,16 @@ async def test_what_is_no_marker_is_an_error_that_names_it(value: Any) -> None:
         assert CHANNEL in str(caught.value)
         assert repr(value)[:40] in str(caught.value)
     assert storage.mapping[CHANNEL] is value
+
+
+def test_the_error_is_short_however_deep_or_long_the_value_is() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    for value in (deep, b"x" * 10**7, {"replay_id": deep}, ["x" * 10**7] * 3):
+        with pytest.raises(ReplayError, match="no replay marker") as caught:
+            read_marker(CHANNEL, value)
+        assert len(str(caught.value)) < 1000
 
 
 async def test_a_mapping_answers_by_its_own_means() -> None:

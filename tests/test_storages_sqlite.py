@@ -197,7 +197,7 @@ async def test_a_turn_of_the_loop_is_committed_without_being_asked(path: Path) -
         await until(lambda: committed(path) == "4")
 
 
-async def test_what_comes_during_a_commit_is_committed_behind_it(path: Path) -> None:
+async def test_what_comes_during_a_commit_is_committed_after_it(path: Path) -> None:
     async with SQLiteStorage(path) as storage:
         with locked(path):
             await storage.extract_replay_id(event(1))
@@ -1184,7 +1184,7 @@ def test_a_killed_program_loses_nothing_and_repeats_little(path: Path, commit_ea
 
 
 def run_and_kill(arguments: list[object], lines: int) -> dict[int, float]:
-    """Kill the program behind so many lines; return the events it has handed over, and when."""
+    """Kill the program after so many lines; return the events it has handed over, and when."""
     command = [sys.executable, "-c", HANDED_OVER, *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as program:
         assert program.stdout is not None

@@ -68,7 +68,7 @@ elseif org ~= '' and known ~= org then
 end
 return {'known', started_anew}
 """
-#: What one more attempt, on a new connection, may mend.
+#: What one more attempt, on a new connection, may get past.
 _PASSING: Final = (
     redis_exceptions.ConnectionError,
     redis_exceptions.ReadOnlyError,
