@@ -1,4 +1,4 @@
-"""What a marker storage has to remember of the messages of its clients, beside their markers."""
+"""What a marker storage remembers of the messages of its clients, in addition to the markers."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from .events import ConnectionEvent, ConnectionEventKind
 
 LOGGER = logging.getLogger("aiosfstream.client")
 
-#: Level and text of the log record of each kind of event. INFO is routine; WARNING may need a look.
+#: Level and text of the log record of each kind of event. INFO is routine; WARNING may need attention.
 _RECORDS: Final = {
     ConnectionEventKind.CONNECTED: (logging.INFO, "Connected"),
     ConnectionEventKind.CONNECTION_LOST: (logging.INFO, "Connection lost, recovering: {error}"),
@@ -39,20 +39,18 @@ _RECORDS: Final = {
     ),
     ConnectionEventKind.CHANNEL_LOST: (
         logging.ERROR,
-        "Channel {channel} cannot be resumed and is given up; receive() raises this: {error}",
+        "Channel {channel} cannot be resumed; receive() raises this: {error}",
     ),
     ConnectionEventKind.FETCHING_SUSPENDED: (
         logging.DEBUG,
         "Fetching is suspended until pending messages are received",
     ),
-    ConnectionEventKind.FETCHING_RESUMED: (logging.DEBUG, "Fetching goes on"),
+    ConnectionEventKind.FETCHING_RESUMED: (logging.DEBUG, "Fetching has resumed"),
     ConnectionEventKind.CLOSED: (logging.INFO, "Closed"),
 }
 
 
-_ENDED: Final = (
-    "Closed, since the session has ended for good; open the client again when it is mended: {error}"
-)
+_ENDED: Final = "Closed, since the session has ended for good; open the client again when that is fixed: {error}"
 
 
 class Reporter:
@@ -79,7 +77,7 @@ class Reporter:
             self._observer(event)
         except Exception:
             LOGGER.exception(
-                "The observer failed for %s; the connection is not affected, mend the observer",
+                "The observer failed for %s; the connection is not affected; fix the observer",
                 event.kind.value,
             )
 

@@ -70,31 +70,30 @@ def groups_of(storage: SQLiteStorage) -> Groups:
 
 
 class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
-    """Keeps markers in an SQLite file, one row a channel, safe across crashes and processes.
+    """Keeps markers in an SQLite file, safe across crashes and processes.
 
-    Markers are committed in groups, by a thread, so that neither the disk nor another process holds
-    up the event loop: those of one turn of the event loop together, or of 50 milliseconds where the
-    turn takes longer; and at the latest before the client's next request, before ``receive()`` waits,
-    and at ``close()``.
+    The file has one row for each channel. A thread commits markers in groups, so that neither the disk
+    nor another process holds up the event loop. A group is what was stored in one turn of the event
+    loop, or in 50 milliseconds if a turn takes longer. It is committed at the latest before the client's
+    next request, before ``receive()`` waits, and at ``close()``.
 
-    A stored marker never runs ahead of the application. If the program is killed, the next run
-    delivers again what was handed over since the last commit: one turn of the event loop, 50
-    milliseconds at most, and the time of one commit. If the machine loses power, the file stays sound,
-    and the last commit may be taken back as well. With *commit_each* every marker is on the disk
-    before its message is handed over, or its block has ended: then neither costs anything, and each
-    message waits for the disk. What is committed is in the file alone, which can be mounted or copied
-    by itself.
+    A stored marker never runs ahead of the application. If the program is killed, the next run receives
+    again what was handed over since the last commit: at most 50 milliseconds' worth, plus the time of one
+    commit. If the machine loses power, the file stays intact, but the last commit may be lost as well.
+    With *commit_each*, every marker is on the disk before its message is handed over, or before its block
+    ends. Then nothing is received again, but each message waits for the disk. Committed markers are in
+    this one file, which can be mounted or copied on its own.
 
-    The file is made for its owner alone (mode 600), and the rights of others to an existing one are
-    taken away. A symbolic link is not followed. A process that is forked opens the file anew.
+    Only the owner may read or write the file (mode 600). The permissions of an existing file are changed
+    to that. Symbolic links are not followed. A forked process opens the file anew.
 
-    :param path: the file; it is made if there is none
+    :param path: the file, which is created if it does not exist
     :param default_id: a replay option or replay id for channels without a marker; None: new events
-    :param commit_each: commit every marker by itself, and wait until it is on the disk
-    :param other_org: what to do when a client of another org than before uses the file, in which its
-        markers mean nothing: ``"refuse"`` it with a :exc:`~aiosfstream.ReplayError`, or ``"start-anew"``
-        without them. A sandbox that was refreshed is another org
-    :raises ValueError: if *path* names no file, or *other_org* is none of both
+    :param commit_each: commit each marker on its own, and wait until it is on the disk
+    :param other_org: what to do if a client of another org uses the file, whose markers mean nothing
+        there: ``"refuse"`` raises :exc:`~aiosfstream.ReplayError`, ``"start-anew"`` ignores the markers. A
+        refreshed sandbox is another org
+    :raises ValueError: if *path* is not the name of a file, or *other_org* is neither of the two
     """
 
     buffers = True
