@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import reprlib
-import time
 import weakref
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Container, Mapping, MutableMapping
-from datetime import datetime, timezone
 from enum import IntEnum, unique
 from types import TracebackType
 from typing import Any, Final, NamedTuple
@@ -19,6 +17,7 @@ from aiocometd.extensions import Extension
 from aiocometd.typing import Headers, JsonObject, Payload
 
 from ._channels import key_of
+from ._dates import LATEST, UNKNOWN, instant
 from ._in_flight import Place, channel_of
 from ._internals import Slot
 from ._notes import ANY, EVERYTHING, Attachment, Notes
@@ -119,9 +118,9 @@ def follows(stored: ReplayMarker, date: str, replay_id: object) -> bool:
     """
     before, known = stored
     if before[-1:] == date[-1:] == "Z":
-        latest = _LATEST.text
+        latest = LATEST.text
     elif before.isdigit() and date.isdigit():
-        latest = _LATEST.milliseconds
+        latest = LATEST.milliseconds
     else:
         return False
     if len(before) != len(date) or date >= latest:
@@ -154,75 +153,6 @@ def date_and_id(message: JsonObject) -> tuple[str, Any]:
     if "ChangeEventHeader" in payload:
         return str(payload["ChangeEventHeader"]["commitTimestamp"]), replay_id
     return payload["CreatedDate"], replay_id
-
-
-#: The instant of a date that is not known: older than any other.
-UNKNOWN: Final = float("-inf")
-#: Seconds that a date may be ahead of this machine's clock, which may be wrong itself.
-AHEAD: Final = 86_400.0
-
-
-class _Latest:
-    """The latest date that is believed, in the forms in which dates are compared as texts.
-
-    :ivar text: in ISO 8601, without the ``Z``
-    :ivar milliseconds: since the epoch
-    """
-
-    def __init__(self) -> None:
-        self.text = self.milliseconds = ""
-        self._written = 0.0
-
-    def instant(self) -> float:
-        """Look at the clock, and give the latest instant that is believed."""
-        latest = time.time() + AHEAD
-        # What is later than these takes parsing, so they may lag a little.
-        if abs(latest - self._written) > 60:
-            self._written = latest
-            self.text = datetime.fromtimestamp(latest, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
-            self.milliseconds = str(int(latest * 1000))
-        return latest
-
-
-_LATEST: Final = _Latest()
-
-
-def instant(date: object) -> float:
-    """Give the seconds since the epoch of an event's date.
-
-    :param date: ISO 8601 with ``Z`` or an offset, with or without fractions; or milliseconds since
-        the epoch as text, which change events have
-    :return: seconds; :data:`UNKNOWN` for anything else, and for what is more than a day ahead of this
-        machine's clock
-    """
-    seconds = _parsed(str(date))
-    return seconds if seconds <= _LATEST.instant() else UNKNOWN
-
-
-def _parsed(text: str) -> float:
-    if text.isascii() and text.isdigit():
-        return int(text) / 1000 if len(text) <= 18 else UNKNOWN
-    if text[4:5] != "-":
-        # Later Pythons understand other forms of ISO 8601 too; the order must not depend on it.
-        return UNKNOWN
-    try:
-        parsed = datetime.fromisoformat(_iso(text))
-        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=timezone.utc)).timestamp()
-    except (ValueError, OverflowError):
-        return UNKNOWN
-
-
-def _iso(text: str) -> str:
-    """Write a date in the one form that every supported Python can parse."""
-    if text.endswith(("Z", "z")):
-        text = text[:-1] + "+00:00"
-    elif len(text) > 5 and text[-5] in "+-" and text[-4:].isdigit():
-        text = f"{text[:-2]}:{text[-2:]}"
-    head, dot, tail = text.partition(".")
-    if not dot:
-        return text
-    digits = len(tail) - len(tail.lstrip("0123456789"))
-    return f"{head}.{tail[:digits][:6].ljust(6, '0')}{tail[digits:]}"
 
 
 class ReplayMarkerStorage(Extension):

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from .._dates import AHEAD
 from ..exceptions import ReplayError
-from ..replay import AHEAD, DefaultReplayIdMixin, DurableStorage, ReplayMarker
+from ..replay import DefaultReplayIdMixin, DurableStorage, ReplayMarker
 from ._values import NO_DATE, as_json, moment_of, short_id, sound
 
 try:
