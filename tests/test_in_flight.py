@@ -150,6 +150,27 @@ async def test_what_is_held_back_is_what_one_after_the_other_would_have_left() -
     assert storage.markers == {CHANNEL: ReplayMarker(NEW, 3)}
 
 
+class Counting(SlowStorage):
+    """Overrides, with the types that an earlier release had for them."""
+
+    calls = 0
+
+    def __call__(self, message: Message) -> ReplayMarkerStorageContextManager:
+        self.calls += 1
+        return super().__call__(message)
+
+    async def get_replay_id(self, subscription: str) -> int:
+        return await super().get_replay_id(subscription) or -2
+
+
+async def test_the_types_of_overrides_are_those_of_earlier_releases() -> None:
+    storage = Counting()
+    assert await storage.get_replay_id(CHANNEL) == -2
+    async with storage(platform(1)):
+        pass
+    assert (storage.calls, storage.writes) == (1, [1])
+
+
 async def test_a_context_manager_says_what_it_is_for() -> None:
     storage, message = MappingStorage({}), platform(1)
     manager = ReplayMarkerStorageContextManager(replay_storage=storage, message=message)
