@@ -535,8 +535,9 @@ def overwrite_with(storage: ReplayMarkerStorage, message: JsonObject) -> None:
     :param storage: the storage
     :param message: an event, the first after a fallback
     """
-    notes = _NOTES.of(storage)
-    notes.overwrite_with(notes.key_of(message), message)
+    if not _stores_nothing(storage):
+        notes = _NOTES.of(storage)
+        notes.overwrite_with(notes.key_of(message), message)
 
 
 def hold_back(storage: ReplayMarkerStorage, *messages: JsonObject) -> None:
@@ -548,9 +549,10 @@ def hold_back(storage: ReplayMarkerStorage, *messages: JsonObject) -> None:
     :param storage: the storage
     :param messages: events, these objects and no copies
     """
-    notes = _NOTES.of(storage)
-    for message in messages:
-        notes.hold_back(notes.key_of(message), message)
+    if not _stores_nothing(storage):
+        notes = _NOTES.of(storage)
+        for message in messages:
+            notes.hold_back(notes.key_of(message), message)
 
 
 def release(storage: ReplayMarkerStorage, key: str, after: JsonObject | None = None) -> None:
@@ -626,9 +628,12 @@ def direct_store_of(storage: ReplayMarkerStorage) -> Callable[[JsonObject], bool
         return storage.direct_store()
     if isinstance(storage, MappingStorage) and _MAPPING.are_those_of(storage):
         return _direct_store_in(storage)
-    if isinstance(storage, ConstantReplayId) and _CONSTANT.are_those_of(storage):
-        return _store_nothing
-    return None
+    return _store_nothing if _stores_nothing(storage) else None
+
+
+def _stores_nothing(storage: ReplayMarkerStorage) -> bool:
+    """Say whether no message would ever use up what is noted for it."""
+    return isinstance(storage, ConstantReplayId) and _CONSTANT.are_those_of(storage)
 
 
 class _Block:
