@@ -1,4 +1,4 @@
-"""What a marker storage has to remember of the messages of its clients, beside their markers."""
+"""What a marker storage remembers of the messages of its clients, in addition to the markers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from ._in_flight import InFlight, channel_of
 
 __all__ = ["ANY", "Attachment", "Notes"]
 
+#: Backlogs of one channel that are remembered. More are there only if the application stores no markers.
+MAX_HOLDS: Final = 50
 #: Stands for the next message of a channel, whichever that will be.
 ANY: Final[JsonObject] = {}
 
@@ -192,6 +194,7 @@ class Notes:
         special = self.special.setdefault(key, _Special())
         if not special.holds or special.holds[-1].until is not None or special.holds[-1].is_over:
             special.holds.append(_Hold())
+            del special.holds[:-MAX_HOLDS]
         special.holds[-1].early[id(message)] = message
         self._decide_what_is_ordinary()
 

@@ -22,6 +22,8 @@ MASK: Final = "..."
 _SHORTEST: Final = 4
 #: Characters of the shortest secret whose first half is masked as well, where a server cut it off.
 _LONG: Final = 16
+#: How often a text is unescaped: HTML in JSON in a URL.
+_LAYERS: Final = 3
 #: How deep lists and dicts are looked into: no deeper than a JSON parser goes.
 _DEEPEST: Final = 200
 #: Characters that one character of a secret may become: four bytes, each as ``%F0``.
@@ -40,8 +42,7 @@ _ESCAPE: Final = re.compile(
     rb"|&(?P<name>[A-Za-z]{2,6});"
 )
 _PLAIN: Final = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
-_BASE64_RUN: Final = re.compile(rb"[A-Za-z0-9+/_-]*={0,2}")
-_BASE64_BEFORE: Final = re.compile(rb"[A-Za-z0-9+/_-]*\Z")
+_BASE64: Final = re.compile(rb"[A-Za-z0-9+/_-]{4,}={0,2}")
 
 #: Credentials that give themselves away, whoever they belong to: a header's value, a URL's user.
 _CREDENTIALS: Final = re.compile(
@@ -219,7 +220,7 @@ def _places(text: str, secrets: Iterable[str]) -> Iterator[tuple[int, int]]:
     needles = {
         needle for secret in secrets if len(secret) >= _SHORTEST for needle in _encodings(secret)
     }
-    if not needles or not text:
+    if not needles or not _may_hold(text, needles):
         return
     for view in _views(text):
         for needle in needles:
@@ -233,6 +234,26 @@ def _places(text: str, secrets: Iterable[str]) -> Iterator[tuple[int, int]]:
                     yield view.starts[start], view.ends[stop - 1]
 
 
+def _may_hold(text: str, needles: Iterable[bytes]) -> bool:
+    """Say whether it is worth while to look closely: mostly there is nothing to find."""
+    parts = {part for needle in needles for part in (_head(needle), *_base64_cores(needle))}
+    parts |= {part.replace(b"+", b" ") for part in parts}
+    data, count = text.encode("utf-8", "surrogatepass"), 1
+    for _ in range(_LAYERS + 1):
+        spaced = data.replace(b"+", b" ")
+        if any(part in data or part in spaced for part in parts):
+            return True
+        if not count:
+            break
+        data, count = _ESCAPE.subn(_unescaped_character, data)
+    return False
+
+
+def _head(needle: bytes) -> bytes:
+    """Give what is a secret already: of a long one the first half."""
+    return needle if len(needle) < _LONG else needle[: len(needle) // 2]
+
+
 def _encodings(text: str) -> tuple[bytes, bytes]:
     """Encode *text* in UTF-8, and with Latin-1 where that has the character."""
     characters = (c.encode("latin-1" if c <= "\xff" else "utf-8", "surrogatepass") for c in text)
@@ -240,12 +261,12 @@ def _encodings(text: str) -> tuple[bytes, bytes]:
 
 
 def _views(text: str) -> Iterator[_View]:
-    """Give *text* itself, and with its escapes undone as often as there are any, at most three times."""
+    """Give *text* itself, and with one layer of escapes after the other undone."""
     sizes = [len(character.encode("utf-8", "surrogatepass")) for character in text]
     places = [place for place, size in enumerate(sizes) for _ in range(size)]
     view = _View(text.encode("utf-8", "surrogatepass"), places, [place + 1 for place in places])
     yield view
-    for _ in range(3):
+    for _ in range(_LAYERS):
         unescaped = _unescaped(view)
         if len(unescaped.data) == len(view.data):
             break
@@ -286,29 +307,32 @@ def _unescaped_character(match: re.Match[bytes]) -> bytes:
 
 def _occurrences(data: bytes, needle: bytes) -> Iterator[tuple[int, int]]:
     """Find *needle*, and what is at least the first half of it where it is long."""
-    head = needle if len(needle) < _LONG else needle[: len(needle) // 2]
+    head, tail = _head(needle), needle[len(_head(needle)) :]
     start = data.find(head)
     while start >= 0:
         stop = start + len(head)
-        rest = start + len(needle)
-        if data[stop:rest] == needle[len(head) :]:
-            stop = rest
-        else:
-            while stop < min(rest, len(data)) and data[stop] == needle[stop - start]:
-                stop += 1
-        yield start, stop
+        yield start, stop + _common(data[stop : start + len(needle)], tail)
         start = data.find(head, start + 1)
+
+
+def _common(one: bytes, other: bytes) -> int:
+    """Say how long the beginning is that both have in common."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[:middle] == other[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _encoded(data: bytes, secret: bytes) -> Iterator[tuple[int, int]]:
     """Find the base64 runs that have *secret* in them, such as those of ``Basic user:password``."""
-    for core in _base64_cores(secret):
-        stop = 0
-        while (found := data.find(core, stop)) >= 0:
-            before = _BASE64_BEFORE.search(data, stop, found)
-            after = _BASE64_RUN.match(data, found)
-            start, stop = before.start() if before else found, after.end() if after else found
-            yield start, stop
+    cores = _base64_cores(secret)
+    for run in _BASE64.finditer(data):
+        if any(core in run[0] for core in cores):
+            yield run.span()
 
 
 def _base64_cores(secret: bytes) -> set[bytes]:

@@ -90,9 +90,9 @@ SANDBOX_TOKEN_URL = SANDBOX_LOGIN_URL + TOKEN_PATH
 
 #: Seconds that a JWT assertion is valid. Salesforce documents "a few minutes".
 ASSERTION_LIFETIME: Final = 180
-#: Seconds by which this machine's clock may be wrong without a word about it.
+#: Seconds by which this machine's clock may be wrong without a warning.
 CLOCK_TOLERANCE: Final = 5.0
-#: Seconds by which the token endpoint's clock may move our idea of the time.
+#: Seconds by which the token endpoint's clock may correct ours, at most.
 MAX_CLOCK_CORRECTION: Final = 3600.0
 
 #: Called with each new refresh token before the access token that came with it is used.
@@ -133,20 +133,20 @@ class _Shown(Generic[StateT]):
 class AuthenticatorBase(AuthExtension):
     """Logs in, keeps the token, and puts it into every request.
 
-    A subclass writes :meth:`_authenticate`, which asks a token endpoint. The base does the rest: it
-    checks the answer, lets one log-in be under way however many ask for it, and turns every failure
-    into :exc:`~aiosfstream.AuthenticationError`.
+    A subclass writes :meth:`_authenticate`, which asks a token endpoint. The base does the rest. It
+    checks the answer, makes one log-in at a time, however many callers ask for it, and turns every
+    failure into :exc:`~aiosfstream.AuthenticationError`.
 
-    An authenticator may be shared by several clients, and be used in one event loop after another.
+    Several clients may share an authenticator, and it may be used in one event loop after another.
 
-    A subclass may give another token URL: as a property or an attribute ``_token_url`` of the class, or
-    by assigning ``self._token_url``.
+    A subclass may set another token URL, as a property or attribute ``_token_url`` of the class, or by
+    assigning ``self._token_url``.
 
-    :param sandbox: whether to log in at test.salesforce.com
+    :param sandbox: log in at test.salesforce.com
     :param json_dumps: serialises what is sent, to str or bytes
     :param json_loads: parses what is received, from str (or bytes, if it is orjson's)
     :param login_url: a My Domain or Experience Cloud URL to log in at instead, with or without scheme
-    :raises ValueError: if *login_url* cannot be logged in at
+    :raises ValueError: if *login_url* is no place to log in at
     """
 
     #: Seconds that a log-in may take.
@@ -208,9 +208,9 @@ class AuthenticatorBase(AuthExtension):
     async def _authenticate(self) -> tuple[int, dict[str, Any]]:
         """Ask the token endpoint.
 
-        The one method that a subclass writes. What it raises becomes an
-        :exc:`~aiosfstream.AuthenticationError`: retryable if it is an error of the network, of time
-        or of parsing; it may raise one of its own as well, which is passed on. It may assign
+        The one method that a subclass writes. An exception that it raises becomes an
+        :exc:`~aiosfstream.AuthenticationError`, which is retryable if the network, a timeout or parsing
+        was the reason. An AuthenticationError of its own is passed on. The method may assign
         ``access_token`` and ``instance_url`` itself, and return ``200, {}``.
 
         :return: the HTTP status and the parsed answer
@@ -219,7 +219,7 @@ class AuthenticatorBase(AuthExtension):
     async def outgoing(self, payload: Payload, headers: Headers) -> None:
         """Put the token into a request's *headers*.
 
-        :raises AuthenticationError: if there is none
+        :raises AuthenticationError: if there is no token
         """
         if not read(self, "access_token"):
             raise AuthenticationError(
@@ -232,10 +232,10 @@ class AuthenticatorBase(AuthExtension):
         """Do nothing."""
 
     async def reauthenticate(self, refused: str | None) -> None:
-        """Get a token in place of a refused one, unless somebody else has done so already.
+        """Replace a refused token, unless another caller has done so already.
 
         :param refused: the ``Authorization`` header that was refused
-        :raises AuthenticationError: as :meth:`authenticate`, and if there is no other token to be had
+        :raises AuthenticationError: like :meth:`authenticate`, and if no other token can be obtained
         """
         hidden_header = None if refused is None else Secret(refused)
         del refused
@@ -244,12 +244,12 @@ class AuthenticatorBase(AuthExtension):
     async def authenticate(self) -> None:
         """Get a token.
 
-        One log-in at a time: whoever calls this while one is under way waits for that one. Cancelling
-        one caller cancels none of the others, and leaves nothing running.
+        There is one log-in at a time. A second caller waits for the first log-in. Cancelling one caller
+        does not cancel the others, and leaves nothing running.
 
-        :raises AuthenticationError: if the credentials are refused: the token is forgotten then. If
-            the token endpoint cannot be reached or understood, or asks to come back later: that says
-            nothing about the token, which stays. Its attributes tell them apart
+        :raises AuthenticationError: if the credentials are refused, and the token is forgotten. Also if
+            the token endpoint cannot be reached or understood, or asks to come back later. Then the token
+            stays. The attributes of the exception tell these cases apart
         """
         error = await share(
             self, LogIn(self, self._authenticate, functools.partial(_token_url_of, self))
@@ -300,11 +300,11 @@ class SecretMixin(AuthenticatorBase):
 
     :param consumer_key: the consumer key
     :param consumer_secret: the consumer secret
-    :param sandbox: whether to log in at test.salesforce.com
+    :param sandbox: log in at test.salesforce.com
     :param json_dumps: serialises what is sent
     :param json_loads: parses what is received
     :param login_url: a My Domain or Experience Cloud URL to log in at instead
-    :param verify_signature: whether the answer's signature is checked
+    :param verify_signature: check the answer's signature
     :raises TypeError: if the key or the secret is no text
     :raises ValueError: if the key is empty, or *login_url* cannot be logged in at
     """
@@ -367,19 +367,18 @@ has_flow(_WithSecret())(SecretMixin)
 class PasswordAuthenticator(SecretMixin):
     """The OAuth 2.0 username-password flow.
 
-    Orgs created in Summer '23 or later block it by default, and it is announced to end: use another
-    one where you can.
+    Orgs created in Summer '23 or later block it by default, and Salesforce has announced its end. Use
+    another flow if you can.
 
     :param consumer_key: the consumer key of the connected app
     :param consumer_secret: its consumer secret
     :param username: the user
-    :param password: the password, with the security token after it where one is needed
-    :param sandbox: whether to log in at test.salesforce.com
+    :param password: the password, followed by the security token if one is needed
+    :param sandbox: log in at test.salesforce.com
     :param json_dumps: serialises what is sent
     :param json_loads: parses what is received
     :param login_url: a My Domain URL to log in at instead
-    :param verify_signature: whether the answer's signature is checked, which covers its ``id`` and
-        ``issued_at`` and nothing else
+    :param verify_signature: check the answer's signature, which covers its ``id`` and ``issued_at`` only
     :raises TypeError: if the key, the secret, the user or the password is no text
     :raises ValueError: if one of these is empty, or *login_url* cannot be logged in at
     """
@@ -458,28 +457,28 @@ class _Refreshing(_WithSecret):
 class RefreshTokenAuthenticator(SecretMixin):
     """The OAuth 2.0 refresh token flow.
 
-    With refresh token rotation the server gives a new refresh token each time and the old one is dead
-    at once. The new one takes its place here, and is handed to *on_token_refreshed* before the access
-    token is used: store it there. If that fails, so does the log-in; the new token is kept here, and the
-    next log-in hands it over before anything else. A log-in that is cancelled is given three seconds to
-    receive and store the new token. One refresh token must not be used by two authenticators at once.
+    With refresh token rotation the server returns a new refresh token each time, and the old one stops
+    working at once. The authenticator uses the new token from then on, and passes it to
+    *on_token_refreshed* before it uses the access token: store it there. If that fails, the log-in fails.
+    The new token is kept, and the next log-in passes it on before anything else. A cancelled log-in has
+    three seconds to receive and store the new token. Two authenticators must not use the same refresh
+    token at once.
 
     :param consumer_key: the consumer key of the app
-    :param consumer_secret: its consumer secret; an empty text if the app needs none
+    :param consumer_secret: its consumer secret; an empty string if the app needs none
     :param refresh_token: the refresh token
-    :param sandbox: whether to log in at test.salesforce.com
+    :param sandbox: log in at test.salesforce.com
     :param json_dumps: serialises what is sent
     :param json_loads: parses what is received
     :param login_url: a My Domain or Experience Cloud URL to log in at instead
-    :param on_token_refreshed: called with each new refresh token; plain, then it must not block, or
-        async
-    :param verify_signature: whether the answer's signature is checked, which covers its ``id`` and
-        ``issued_at`` and nothing else
+    :param on_token_refreshed: called with each new refresh token; a coroutine function, or a function
+        that does not block
+    :param verify_signature: check the answer's signature, which covers its ``id`` and ``issued_at`` only
     :raises TypeError: if the key, the secret or the refresh token is no text
     :raises ValueError: if the key or the refresh token is empty, or *login_url* cannot be logged in at
     """
 
-    #: The refresh token; the newest one, where they rotate.
+    #: The refresh token; the newest one if they rotate.
     refresh_token: str = hidden()
 
     def __init__(
@@ -548,8 +547,7 @@ class ClientCredentialsAuthenticator(SecretMixin):
     :param login_url: the org's My Domain URL; this flow works nowhere else
     :param json_dumps: serialises what is sent
     :param json_loads: parses what is received
-    :param verify_signature: whether the answer's signature is checked, which covers its ``id`` and
-        ``issued_at`` and nothing else
+    :param verify_signature: check the answer's signature, which covers its ``id`` and ``issued_at`` only
     :raises TypeError: if the key or the secret is no text
     :raises ValueError: if one of these is empty, or if *login_url* cannot be logged in at, or is
         login.salesforce.com or test.salesforce.com
@@ -622,13 +620,13 @@ class JWTBearerAuthenticator(AuthenticatorBase):
     r"""The OAuth 2.0 JWT bearer flow: server to server, with a certificate instead of a secret.
 
     An assertion is valid for three minutes by this machine's clock. If the org says that it had expired
-    when it arrived, the next one is made by the org's clock, but at most an hour away from ours.
+    on arrival, the next one uses the org's clock, but is at most an hour away from this machine's.
 
     :param consumer_key: the consumer key of the app that the certificate was uploaded to
     :param username: the user, who must be pre-authorized for the app
-    :param private_key: the RSA private key, PEM; also with ``\n`` written out, or base64 of the PEM, as
-        environment variables have it
-    :param sandbox: whether to log in at test.salesforce.com
+    :param private_key: the RSA private key in PEM, also with ``\n`` written out or encoded as base64, as
+        in environment variables
+    :param sandbox: log in at test.salesforce.com
     :param json_dumps: serialises what is sent
     :param json_loads: parses what is received
     :param login_url: a My Domain or Experience Cloud URL to log in at instead

@@ -65,7 +65,7 @@ class ConnectionEvent:
     replay_id: Any = None
 
 
-#: Level and text of the log record of each kind of event. INFO is routine; WARNING may need a look.
+#: Level and text of the log record of each kind of event. INFO is routine; WARNING may need attention.
 _RECORDS: Final = {
     ConnectionEventKind.CONNECTED: (logging.INFO, "Connected"),
     ConnectionEventKind.CONNECTION_LOST: (logging.INFO, "Connection lost, recovering: {error}"),
@@ -94,13 +94,13 @@ _RECORDS: Final = {
     ),
     ConnectionEventKind.CHANNEL_LOST: (
         logging.ERROR,
-        "Channel {channel} cannot be resumed and is given up; receive() raises this: {error}",
+        "Channel {channel} cannot be resumed; receive() raises this: {error}",
     ),
     ConnectionEventKind.FETCHING_SUSPENDED: (
         logging.DEBUG,
         "Fetching is suspended until pending messages are received",
     ),
-    ConnectionEventKind.FETCHING_RESUMED: (logging.DEBUG, "Fetching goes on"),
+    ConnectionEventKind.FETCHING_RESUMED: (logging.DEBUG, "Fetching has resumed"),
     ConnectionEventKind.CLOSED: (logging.INFO, "Closed"),
 }
 
@@ -131,7 +131,7 @@ class Reporter:
         except (Exception, asyncio.CancelledError):
             # Nobody can have cancelled what does not wait.
             LOGGER.exception(
-                "The observer failed for %s; the connection is not affected, correct the observer",
+                "The observer failed for %s; the connection is not affected, fix the observer",
                 event.kind.value,
             )
 

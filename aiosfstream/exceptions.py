@@ -14,7 +14,7 @@
         ReplayError
 
 Each class also derives from aiocometd's class of the same name where there is one, so a handler
-written as ``except aiocometd.exceptions.ServerError`` goes on working. Nothing else leaves the
+written as ``except aiocometd.exceptions.ServerError`` still works. Nothing else leaves the
 public API: errors of aiohttp, of a JSON function, time-outs and errors of a marker storage are
 turned into one of these, with the original as ``__cause__``.
 """
@@ -81,16 +81,16 @@ class AiosfstreamException(cometd.AiocometdException):
 class AuthenticationError(AiosfstreamException):
     """Salesforce refused the credentials, or the token endpoint gave no usable answer.
 
-    ``args`` is the message and, if the token endpoint has answered with a refusal, that answer without
-    its secrets; ``str()`` is the message alone.
+    ``args`` has the message and, if the token endpoint answered with a refusal, that answer without its
+    secrets. ``str()`` is the message only.
 
     :param message: what happened and what to do about it
     :param reply: the token endpoint's answer; tokens are left out
     :param error: the ``error`` code of the token endpoint, such as ``invalid_grant``; None: that of *reply*
-    :param error_description: the text that came with it; None: that of *reply*
+    :param error_description: the explanation of the code; None: that of *reply*
     :param status: the HTTP status of the answer
-    :param retryable: whether the same request may succeed later without anybody's help
-    :param retry_after: how many seconds the token endpoint asked to wait, an hour at most
+    :param retryable: whether the same request may succeed later, unchanged
+    :param retry_after: how many seconds the token endpoint asks to wait, at most an hour
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class AuthenticationError(AiosfstreamException):
         self.error_description = error_description
         #: The HTTP status of the token endpoint's answer, or None if there was none.
         self.status = status
-        #: Whether trying again later, unchanged, can help. False: only a person can.
+        #: Whether trying again later, unchanged, can help. If False, a person must change something.
         self.retryable = retryable
         #: How many seconds the token endpoint asked to wait before the next request, or None.
         self.retry_after = retry_after

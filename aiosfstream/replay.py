@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import reprlib
-import time
 import weakref
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Container, Mapping, MutableMapping
-from datetime import datetime, timezone
 from enum import IntEnum, unique
 from types import TracebackType
 from typing import Any, Final, NamedTuple
@@ -19,6 +17,7 @@ from aiocometd.extensions import Extension
 from aiocometd.typing import Headers, JsonObject, Payload
 
 from ._channels import key_of
+from ._dates import LATEST, UNKNOWN, instant
 from ._in_flight import Place, channel_of
 from ._internals import Slot
 from ._notes import ANY, EVERYTHING, Attachment, Notes
@@ -62,7 +61,7 @@ class ReplayOption(IntEnum):
 class ReplayMarker(NamedTuple):
     """How far a channel has been consumed.
 
-    Replay ids are opaque: usually an int, but whatever JSON value the server sends is kept as it is.
+    Replay ids are opaque: usually an int, but any JSON value that the server sends is kept unchanged.
     """
 
     #: When the event was created, as the server says; empty if it does not say.
@@ -119,9 +118,9 @@ def follows(stored: ReplayMarker, date: str, replay_id: object) -> bool:
     """
     before, known = stored
     if before[-1:] == date[-1:] == "Z":
-        latest = _LATEST.text
+        latest = LATEST.text
     elif before.isdigit() and date.isdigit():
-        latest = _LATEST.milliseconds
+        latest = LATEST.milliseconds
     else:
         return False
     if len(before) != len(date) or date >= latest:
@@ -154,75 +153,6 @@ def date_and_id(message: JsonObject) -> tuple[str, Any]:
     if "ChangeEventHeader" in payload:
         return str(payload["ChangeEventHeader"]["commitTimestamp"]), replay_id
     return payload["CreatedDate"], replay_id
-
-
-#: The instant of a date that is not known: older than any other.
-UNKNOWN: Final = float("-inf")
-#: Seconds that a date may be ahead of this machine's clock, which may be wrong itself.
-AHEAD: Final = 86_400.0
-
-
-class _Latest:
-    """The latest date that is believed, in the forms in which dates are compared as texts.
-
-    :ivar text: in ISO 8601, without the ``Z``
-    :ivar milliseconds: since the epoch
-    """
-
-    def __init__(self) -> None:
-        self.text = self.milliseconds = ""
-        self._written = 0.0
-
-    def instant(self) -> float:
-        """Look at the clock, and give the latest instant that is believed."""
-        latest = time.time() + AHEAD
-        # What is later than these takes parsing, so they may lag a little.
-        if abs(latest - self._written) > 60:
-            self._written = latest
-            self.text = datetime.fromtimestamp(latest, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
-            self.milliseconds = str(int(latest * 1000))
-        return latest
-
-
-_LATEST: Final = _Latest()
-
-
-def instant(date: object) -> float:
-    """Give the seconds since the epoch of an event's date.
-
-    :param date: ISO 8601 with ``Z`` or an offset, with or without fractions; or milliseconds since
-        the epoch as text, which change events have
-    :return: seconds; :data:`UNKNOWN` for anything else, and for what is more than a day ahead of this
-        machine's clock
-    """
-    seconds = _parsed(str(date))
-    return seconds if seconds <= _LATEST.instant() else UNKNOWN
-
-
-def _parsed(text: str) -> float:
-    if text.isascii() and text.isdigit():
-        return int(text) / 1000 if len(text) <= 18 else UNKNOWN
-    if text[4:5] != "-":
-        # Later Pythons understand other forms of ISO 8601 too; the order must not depend on it.
-        return UNKNOWN
-    try:
-        parsed = datetime.fromisoformat(_iso(text))
-        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=timezone.utc)).timestamp()
-    except (ValueError, OverflowError):
-        return UNKNOWN
-
-
-def _iso(text: str) -> str:
-    """Write a date in the one form that every supported Python can parse."""
-    if text.endswith(("Z", "z")):
-        text = text[:-1] + "+00:00"
-    elif len(text) > 5 and text[-5] in "+-" and text[-4:].isdigit():
-        text = f"{text[:-2]}:{text[-2:]}"
-    head, dot, tail = text.partition(".")
-    if not dot:
-        return text
-    digits = len(tail) - len(tail.lstrip("0123456789"))
-    return f"{head}.{tail[:digits][:6].ljust(6, '0')}{tail[digits:]}"
 
 
 class ReplayMarkerStorage(Extension):
@@ -298,7 +228,7 @@ class ReplayMarkerStorage(Extension):
             message.setdefault("ext", {})["replay"] = {key: replay_id}
 
     async def get_replay_id(self, subscription: str) -> int | None:
-        """Give the replay id that a channel starts behind.
+        """Give the replay id after which a channel starts.
 
         :param subscription: the channel, without a PushTopic filter's query
         :return: the id, or None to leave it to the server, which then sends new events
@@ -518,7 +448,7 @@ def attach(
     :param storage: the storage
     :param aliases: delivered channel -> subscribed key, where they differ
     :param subscribed: the keys of which markers are stored: of all channels that have been subscribed
-        since the client was opened, since messages may still wait behind an ``unsubscribe``
+        since the client was opened, since messages may still wait after an ``unsubscribe``
     :param client: whose these are; a storage that several clients share needs it
     """
     reference = None if client is None else weakref.ref(client)
@@ -605,8 +535,9 @@ def overwrite_with(storage: ReplayMarkerStorage, message: JsonObject) -> None:
     :param storage: the storage
     :param message: an event, the first after a fallback
     """
-    notes = _NOTES.of(storage)
-    notes.overwrite_with(notes.key_of(message), message)
+    if not _stores_nothing(storage):
+        notes = _NOTES.of(storage)
+        notes.overwrite_with(notes.key_of(message), message)
 
 
 def hold_back(storage: ReplayMarkerStorage, *messages: JsonObject) -> None:
@@ -618,9 +549,10 @@ def hold_back(storage: ReplayMarkerStorage, *messages: JsonObject) -> None:
     :param storage: the storage
     :param messages: events, these objects and no copies
     """
-    notes = _NOTES.of(storage)
-    for message in messages:
-        notes.hold_back(notes.key_of(message), message)
+    if not _stores_nothing(storage):
+        notes = _NOTES.of(storage)
+        for message in messages:
+            notes.hold_back(notes.key_of(message), message)
 
 
 def release(storage: ReplayMarkerStorage, key: str, after: JsonObject | None = None) -> None:
@@ -696,9 +628,12 @@ def direct_store_of(storage: ReplayMarkerStorage) -> Callable[[JsonObject], bool
         return storage.direct_store()
     if isinstance(storage, MappingStorage) and _MAPPING.are_those_of(storage):
         return _direct_store_in(storage)
-    if isinstance(storage, ConstantReplayId) and _CONSTANT.are_those_of(storage):
-        return _store_nothing
-    return None
+    return _store_nothing if _stores_nothing(storage) else None
+
+
+def _stores_nothing(storage: ReplayMarkerStorage) -> bool:
+    """Say whether no message would ever use up what is noted for it."""
+    return isinstance(storage, ConstantReplayId) and _CONSTANT.are_those_of(storage)
 
 
 class _Block:
@@ -981,6 +916,11 @@ def _is_date(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+#: Shows any value in a line, however deep or long it is.
+_SHORT: Final = reprlib.Repr()
+_SHORT.maxother = _SHORT.maxstring = 100
+
+
 def read_marker(channel: str, value: Any) -> ReplayMarker | None:
     """Understand what people keep as the marker of a channel.
 
@@ -1000,7 +940,7 @@ def read_marker(channel: str, value: Any) -> ReplayMarker | None:
         date, replay_id = None, value
     if not _is_id(replay_id) or not (date is None or date == "" or _is_date(date)):
         raise ReplayError(
-            f"{value!r:.200} is stored for channel {channel:.100}, which is no replay marker. Give it a ReplayMarker,"
+            f"{_SHORT.repr(value)} is stored for channel {channel:.100}, which is no replay marker. Give it a ReplayMarker,"
             " a date and a replay id, or a replay id."
         )
     return ReplayMarker("" if date is None else str(date), replay_id)

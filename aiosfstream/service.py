@@ -246,7 +246,7 @@ def run_program(
     :raises SystemExit: with an :class:`ExitStatus`; 130 or 143 if SIGINT or SIGTERM cancelled the coroutine
     :raises Exception: an error that is none of this package's, which shows its traceback and has status 1
     """
-    logging.basicConfig(level=log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _set_up_logging(log_level)
     try:
         asyncio.run(_cancelled_by_sigterm(main))
     except KeyboardInterrupt:
@@ -701,6 +701,14 @@ def _handling(signals: Collection[signal.Signals], act: Callable[[str], None]) -
     finally:
         for number in handled:
             loop.remove_signal_handler(number)
+
+
+def _set_up_logging(level: int | str) -> None:
+    if logging.getLogger().handlers:
+        return
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # It warns about messages that are pending when a client is closed. They come again.
+    logging.getLogger("aiocometd").setLevel(logging.ERROR)
 
 
 async def _cancelled_by_sigterm(main: Coroutine[Any, Any, object]) -> None:

@@ -29,7 +29,13 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from aiosfstream import AuthenticationError, Client, PasswordAuthenticator, TransportTimeoutError
+from aiosfstream import (
+    AuthenticationError,
+    Client,
+    PasswordAuthenticator,
+    TransportTimeoutError,
+    run,
+)
 from aiosfstream.testing import StreamingServer
 from tests.chaos import CHANNELS, PHASE, SHORT_HOLD, Ours
 from tests.support import FastAuthClient, replay_id
@@ -195,8 +201,8 @@ async def serve(minutes: float, seed: int) -> None:
 # The client's process
 
 
-async def soak(minutes: float, seed: int) -> tuple[Samples, Counts]:
-    """Let a client live for so many minutes."""
+async def soak(minutes: float, seed: int, *, by_run: bool) -> tuple[Samples, Counts]:
+    """Let a client live for so many minutes, in a loop of its own or in that of ``run``."""
     samples, counts = Samples(), Counts()
     command = (PROGRAM, "--serve", f"--minutes={minutes}", f"--seed={seed}")
     pipe = asyncio.subprocess.PIPE
@@ -214,6 +220,8 @@ async def soak(minutes: float, seed: int) -> tuple[Samples, Counts]:
             process.stdin.write(b"go\n")
             listening = asyncio.create_task(listen(process.stdout, counts))
             sampling = asyncio.create_task(sample(samples))
+            if by_run:
+                await consume_by_run(client, counts, listening)
             while not listening.done():
                 await consume(client, counts)
             await listening
@@ -261,6 +269,20 @@ async def consume(client: Client, counts: Counts) -> None:
         pass
     except (AuthenticationError, TransportTimeoutError):
         counts.told += 1
+
+
+async def consume_by_run(client: Client, counts: Counts, listening: asyncio.Task[None]) -> None:
+    """Let handlers take the events until the server has told everything."""
+    stop = asyncio.Event()
+    listening.add_done_callback(lambda _: stop.set())
+
+    async def take(message: dict[str, Any]) -> None:
+        counts.take(message)
+
+    # Log-ins are refused on purpose, again and again.
+    await run(
+        client, dict.fromkeys(CHANNELS, take), stop=stop, signals=(), login_attempts=1_000_000
+    )
 
 
 async def drain(client: Client, counts: Counts) -> None:
@@ -356,6 +378,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--run", action="store_true", help="let aiosfstream.run take the events")
     parser.add_argument("--plot", type=Path, help="write a PNG")
     parser.add_argument("--figures", type=Path, help="write a table for the documentation")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
@@ -363,7 +386,7 @@ def main() -> int:
     if options.serve:
         asyncio.run(serve(options.minutes, options.seed))
         return 0
-    samples, counts = asyncio.run(soak(options.minutes, options.seed))
+    samples, counts = asyncio.run(soak(options.minutes, options.seed, by_run=options.run))
     if len(samples.minutes) < len(MEASURED):
         print("too short to say anything")
         return 1

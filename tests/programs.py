@@ -16,7 +16,7 @@ from aiosfstream.testing import StreamingServer
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 #: Seconds for a program to get something done on a busy machine.
-PATIENCE = 40
+PATIENCE = 90
 
 
 class Programs:

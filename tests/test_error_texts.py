@@ -160,7 +160,7 @@ ANSWERS = {"Denied", "Refused", "Cut"}
 
 NEXT_STEP = re.compile(
     r"\b(should|takes?|use|set|give|gives|needs?|needed|install|try|tried|open|close|call|check|wait|see|"
-    r"log in|look|subscribe|send|import|choose|add|move|make|delete|mend|allow|enable|ask|"
+    r"log in|look|subscribe|send|import|choose|add|move|make|delete|fix|allow|enable|ask|"
     r"activate|unblock|has to|asked again|comes again|next|still trying|renewed|run)\b",
     re.I,
 )

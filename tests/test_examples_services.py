@@ -17,6 +17,7 @@ import pytest
 
 from aiosfstream.testing import OAuthError, StreamingServer
 from tests.postgres_server import PostgresServer
+from tests.programs import EXAMPLES
 from tests.redis_server import RedisServer
 from tests.services import CHANGE, INK, ORDER, Example, Scene, account, order, scene
 
@@ -77,8 +78,39 @@ SERVICES = [
 ]
 
 
+#: Those that other tests run, since they need more than an org, or end in another way on purpose.
+ELSEWHERE = {
+    "auth_access_token",
+    "auth_errors",
+    "auth_jwt",
+    "auth_refresh_token",
+    "standby",
+    "storage_own",
+}
+
+
+def test_no_example_is_left_out() -> None:
+    streaming = {
+        path.stem
+        for path in EXAMPLES.glob("*.py")
+        if "ClientCredentials" in path.read_text("utf-8")
+    }
+    tried = {example.name for example in SERVICES}
+    assert streaming <= tried | ELSEWHERE
+    assert not tried & ELSEWHERE
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_every_program_shows_its_warnings(path: Path) -> None:
+    """A library writes nothing by itself: a program has to say where its log goes."""
+    source = path.read_text("utf-8")
+    if "import Client" in source or "    Client,\n" in source:
+        is_a_test = path.stem.startswith("test_")
+        assert is_a_test or "run_program(" in source or "logging.basicConfig(" in source
+
+
 #: How many examples run at the same time: most of the time they wait.
-AT_A_TIME = 5
+AT_A_TIME = 4
 
 
 @pytest.fixture(scope="module")

@@ -127,8 +127,9 @@ async def test_workers_lose_nothing_whatever_ends_them(
     assert again <= 40 * len(ends)
 
 
-def test_the_test_of_a_storage_of_ones_own(tmp_path: Path) -> None:
-    example = tmp_path / "test_my_storage.py"
+@pytest.mark.parametrize("name", ["test_my_storage.py", "test_atomic_storage.py"])
+def test_the_test_of_a_storage_of_ones_own(tmp_path: Path, name: str) -> None:
+    example = tmp_path / name
     example.write_text((EXAMPLES / example.name).read_text("utf-8"), "utf-8")
     command = [sys.executable, "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     command += ["-o", "asyncio_default_fixture_loop_scope=function"]

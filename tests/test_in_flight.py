@@ -65,7 +65,7 @@ async def jobs(storage: ReplayMarkerStorage, *received: Message) -> list[Job]:
     return [await Job(storage, message).begin() for message in received]
 
 
-async def test_the_marker_is_stored_behind_the_processing() -> None:
+async def test_the_marker_is_stored_after_the_processing() -> None:
     storage = SlowStorage()
     async with storage(platform(1)):
         assert storage.writes == []
@@ -128,7 +128,7 @@ async def test_channels_of_one_subscription_wait_for_each_other() -> None:
     assert storage.markers == {"/event/*": ReplayMarker(NEW, 2)}
 
 
-async def test_a_failure_lets_those_behind_it_pass() -> None:
+async def test_a_failure_lets_later_ones_pass() -> None:
     storage = SlowStorage()
     first, second, third = await jobs(storage, platform(1), platform(2), platform(3))
     await third.succeed()
@@ -148,6 +148,27 @@ async def test_what_is_held_back_is_what_one_after_the_other_would_have_left() -
     assert storage.writes == []
     await slow.succeed()
     assert storage.markers == {CHANNEL: ReplayMarker(NEW, 3)}
+
+
+class Counting(SlowStorage):
+    """Overrides, with the types that an earlier release had for them."""
+
+    calls = 0
+
+    def __call__(self, message: Message) -> ReplayMarkerStorageContextManager:
+        self.calls += 1
+        return super().__call__(message)
+
+    async def get_replay_id(self, subscription: str) -> int:
+        return await super().get_replay_id(subscription) or -2
+
+
+async def test_the_types_of_overrides_are_those_of_earlier_releases() -> None:
+    storage = Counting()
+    assert await storage.get_replay_id(CHANNEL) == -2
+    async with storage(platform(1)):
+        pass
+    assert (storage.calls, storage.writes) == (1, [1])
 
 
 async def test_a_context_manager_says_what_it_is_for() -> None:
@@ -253,7 +274,7 @@ async def test_stores_of_a_channel_follow_each_other() -> None:
     assert lines_of(storage) == {}
 
 
-async def test_a_slow_store_does_not_end_behind_a_later_one() -> None:
+async def test_a_slow_store_does_not_end_after_a_later_one() -> None:
     class FirstWaits(SlowStorage):
         async def set_replay_marker(self, subscription: str, replay_marker: ReplayMarker) -> None:
             if replay_marker.replay_id == 1:
@@ -345,7 +366,7 @@ async def test_a_program_that_is_shut_down_passes_nothing_unfinished() -> None:
     assert [task.cancelled() for task in tasks] == [False, True, True, False, True]
 
 
-async def test_a_program_that_goes_on_behind_a_cancelled_message() -> None:
+async def test_a_program_that_goes_on_after_a_cancelled_message() -> None:
     storage = SlowStorage()
     cancelled, done = await jobs(storage, platform(1), platform(2))
     await done.succeed()

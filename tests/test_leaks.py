@@ -285,6 +285,18 @@ def test_what_cannot_be_constructed_is_not_shown(
     assert leaks_of(caught.value, [*ALL, *PRIVATE.splitlines()[5:15]]) == []
 
 
+@pytest.mark.parametrize("kind", [AuthenticationError, OSError, KeyError])
+async def test_an_override_of_authenticate_shows_nothing(kind: type[Exception]) -> None:
+    class Override(Own):
+        async def authenticate(self) -> None:
+            password = PASSWORD
+            raise kind(len(password))
+
+    authenticator = Override()
+    for doing in (log_in(authenticator), log_in_again(authenticator, f"Bearer {ACCESS_TOKEN}")):
+        assert leaks_of(await error_of(doing), ALL) == []
+
+
 async def test_a_lent_session_shows_nothing() -> None:
     async with answering(ANSWERS["garbage"]) as url, aiohttp.ClientSession() as session:
         authenticator = FLOWS["password"](url)

@@ -44,7 +44,7 @@ CAUSE = re.compile(
 )
 NEXT_STEP = re.compile(
     r"open the client|receive\(\)|instead|subscribe|subscribing|is delivered|check|comes? again|"
-    r"tried again|goes on|going on|gives it again|counts as|resumed from|look|mend|receive what is pending",
+    r"tried again|goes on|going on|gives it again|counts as|resumed from|look|fix|receive what is pending",
     re.I,
 )
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from aiosfstream.exceptions import ReplayError
 from aiosfstream.replay import (
+    ConstantReplayId,
     MappingStorage,
     ReplayMarker,
     ReplayMarkerStorage,
@@ -264,6 +265,22 @@ async def test_opened_again_only_what_is_being_processed_still_waits() -> None:
     assert notes_of(storage).special == {}
     await store_marker(storage, numbered(1))
     assert storage.writes == [1]
+
+
+async def test_nothing_piles_up_where_nothing_is_stored() -> None:
+    constant, unused = ConstantReplayId(-1), SlowStorage()
+    for number in range(200):
+        early, last = numbered(number), numbered(number)
+        for storage in (constant, unused):
+            overwrite_with(storage, early)
+            hold_back(storage, early)
+            release(storage, CHANNEL, after=last)
+    assert notes_of(constant).special == {}
+    assert len(notes_of(unused).special[CHANNEL].holds) == 50
+    await store_marker(unused, early)
+    assert unused.writes == []
+    await store_marker(unused, last)
+    assert unused.writes == [199, 199]
 
 
 class Extracting(ReplayMarkerStorage):

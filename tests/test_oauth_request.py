@@ -59,6 +59,10 @@ async def test_a_task_of_a_callback_does_not_find_the_session() -> None:
                 await done.wait()
             await strangers[number].authenticate()
 
+        async def again() -> None:
+            await done.wait()
+            await authenticator.authenticate()
+
         def store(token: str) -> None:
             tasks.extend(asyncio.create_task(later(number)) for number in range(2))
 
@@ -68,10 +72,10 @@ async def test_a_task_of_a_callback_does_not_find_the_session() -> None:
             with lend_session(session, None, to=authenticator):
                 await authenticator.authenticate()
                 await tasks[0]
-            # Nor does the one that it was lent to, afterwards.
+                afterwards = asyncio.create_task(again())
+            # Nor does the one that it was lent to, once it was given back.
             done.set()
-            await tasks[1]
-            await authenticator.authenticate()
+            await asyncio.gather(tasks[1], afterwards)
             assert [is_lent(head) for head in served.heads] == [True, False]
             assert [is_lent(head) for head in other.heads] == [False, False]
 
@@ -141,7 +145,16 @@ async def test_with_tls_the_proxy_of_the_session_is_used(name_of_this_machine: s
 
 @pytest.mark.parametrize(
     "location",
-    ["http://[x]@", "http://[", "", "//", "https://evil.example/x", "\x7f", "x" * 5000],
+    [
+        "http://[x]@",
+        "http://[",
+        "",
+        "//",
+        "https://evil.example/x",
+        "\x7f",
+        "x" * 5000,
+        "https://" + "x" * 5000,
+    ],
 )
 async def test_a_redirect_to_anywhere_is_told(location: str) -> None:
     async with endpoint(answer(b"", 302, {"Location": location})) as served:

@@ -375,6 +375,26 @@ async def test_an_answer_without_a_token_is_none_even_if_there_was_one() -> None
     assert "has no access_token" in str(error)
 
 
+async def test_what_the_last_answer_said_is_not_kept_for_the_next() -> None:
+    class Sometimes(PasswordAuthenticator):
+        reply: Any = None
+
+        async def _authenticate(self) -> tuple[int, dict[str, Any]]:
+            return self.reply or await super()._authenticate()
+
+    busy = answer({"error": "slow_down"}, 429, {"Retry-After": "5"})
+    async with endpoint(answer(REPLY), busy) as served:
+        authenticator = Sometimes("key", "secret", USER, "password", login_url=served.url)
+        await authenticator.authenticate()
+        assert (await failure(authenticator)).retry_after == 5
+        authenticator.reply = 429, {"error": "slow_down"}
+        assert (await failure(authenticator)).retry_after is None
+        # It does not come from an endpoint, so it may leave out what was said once.
+        authenticator.reply = 200, {"access_token": "another"}
+        await authenticator.authenticate()
+    assert (authenticator.access_token, authenticator.instance_url) == ("another", INSTANCE)
+
+
 async def test_a_refusal_without_the_constructor_is_an_authentication_error() -> None:
     class Own(AuthenticatorBase):
         def __init__(self) -> None:

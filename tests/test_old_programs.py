@@ -688,11 +688,7 @@ def storages(folder: Path) -> dict[str, tuple[type[Any], tuple[Any, ...]]]:
 
 
 STORAGES = [
-    "ReplayMarkerStorage",
-    "DurableStorage",
-    "MappingStorage",
-    "DefaultMappingStorage",
-    "ConstantReplayId",
+    name for name in aiosfstream.__all__ if name.endswith("Storage") or name == "ConstantReplayId"
 ]
 
 

@@ -59,10 +59,10 @@ RECORDS: list[tuple[ConnectionEvent, int, list[str]]] = [
     (
         ConnectionEvent(ConnectionEventKind.CHANNEL_LOST, channel=CHANNEL, error=REFUSED),
         logging.ERROR,
-        [CHANNEL, "given up", "403::No access on channel"],
+        [CHANNEL, "cannot be resumed", "403::No access on channel"],
     ),
     (ConnectionEvent(ConnectionEventKind.FETCHING_SUSPENDED), logging.DEBUG, ["suspended"]),
-    (ConnectionEvent(ConnectionEventKind.FETCHING_RESUMED), logging.DEBUG, ["goes on"]),
+    (ConnectionEvent(ConnectionEventKind.FETCHING_RESUMED), logging.DEBUG, ["has resumed"]),
     (ConnectionEvent(ConnectionEventKind.CLOSED), logging.INFO, ["Closed"]),
     (
         ConnectionEvent(ConnectionEventKind.CLOSED, error=TransportError("a bug")),

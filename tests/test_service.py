@@ -993,6 +993,7 @@ def test_warnings_of_a_program_are_seen_and_sigterm_cancels_it() -> None:
         "async def main():\n"
         "    logging.getLogger('aiosfstream.client').warning('something is missing')\n"
         "    logging.getLogger('aiosfstream.client').info('routine')\n"
+        "    logging.getLogger('aiocometd.client').warning('messages are pending')\n"
         "    try:\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
         "        await asyncio.sleep(60)\n"
@@ -1007,3 +1008,4 @@ def test_warnings_of_a_program_are_seen_and_sigterm_cancels_it() -> None:
     assert done.stdout == "cleaned up\n"
     assert "WARNING aiosfstream.client: something is missing" in done.stderr
     assert "routine" not in done.stderr
+    assert "pending" not in done.stderr

@@ -184,7 +184,7 @@ class Lagging(DurableStorage):
         (Eager, "the second of two messages in flight"),
         (Demanding, "a message without a date"),
         (WithQuery, "asks to be replayed from"),
-        (Stubborn, "behind a fallback"),
+        (Stubborn, "after a fallback"),
         (Lagging, "storing without waiting"),
     ],
 )

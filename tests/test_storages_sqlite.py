@@ -32,6 +32,7 @@ from aiosfstream.replay import (
     store_marker,
 )
 from aiosfstream.storages import _marker_file, sqlite
+from aiosfstream.storages.sqlite import groups_of
 from aiosfstream.testing import StreamingServer
 from tests.markers import notes_of, store_directly
 from tests.support import client_for, receive, until
@@ -83,6 +84,12 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Keeping
+
+
+def is_writing(storage: SQLiteStorage) -> bool:
+    """Tell whether the storage's thread commits a group."""
+    job = groups_of(storage).job
+    return job is not None and job.running()
 
 
 async def test_a_marker_is_one_row(path: Path) -> None:
@@ -190,11 +197,11 @@ async def test_a_turn_of_the_loop_is_committed_without_being_asked(path: Path) -
         await until(lambda: committed(path) == "4")
 
 
-async def test_what_comes_during_a_commit_is_committed_behind_it(path: Path) -> None:
+async def test_what_comes_during_a_commit_is_committed_after_it(path: Path) -> None:
     async with SQLiteStorage(path) as storage:
         with locked(path):
             await storage.extract_replay_id(event(1))
-            await until(lambda: storage._groups.job is not None)
+            await until(lambda: groups_of(storage).job is not None)
             await storage.extract_replay_id(event(2))
             await asyncio.sleep(0)
         await until(lambda: committed(path) == "2")
@@ -204,9 +211,9 @@ async def test_a_commit_of_another_event_loop_is_waited_for(path: Path) -> None:
     async with SQLiteStorage(path) as storage:
         with locked(path):
             await storage.extract_replay_id(event(1))
-            await until(lambda: storage._groups.job is not None)
+            await until(lambda: groups_of(storage).job is not None)
             # As if that loop had ended, and this were the next one.
-            storage._groups.job_loop = None
+            groups_of(storage).job_loop = None
             flushing = asyncio.create_task(storage.flush())
             await asyncio.sleep(0)
             assert not flushing.done()
@@ -219,7 +226,7 @@ async def test_one_that_waits_for_a_commit_may_be_cancelled(path: Path) -> None:
         with locked(path):
             await storage.extract_replay_id(event(1))
             first, second = (asyncio.create_task(storage.flush()) for _ in range(2))
-            await until(lambda: len(storage._groups.waiters) == 2)
+            await until(lambda: len(groups_of(storage).waiters) == 2)
             first.cancel()
             await asyncio.wait([first])
         await second
@@ -271,8 +278,9 @@ async def test_commit_each_has_it_on_the_disk_before_the_message_goes_on(path: P
         for number in range(3):
             await storage.extract_replay_id(event(number))
             assert committed(path) == str(number)
-        assert storage._groups.file._database is not None
-        assert storage._groups.file._database.execute("PRAGMA synchronous").fetchone() == (2,)
+        database = groups_of(storage).file._database
+        assert database is not None
+        assert database.execute("PRAGMA synchronous").fetchone() == (2,)
 
 
 async def test_a_marker_is_read_before_it_is_committed(path: Path) -> None:
@@ -447,7 +455,7 @@ async def test_a_group_that_failed_goes_along_with_the_next_turn(path: Path) -> 
     put_in_the_way(path)
     storage = SQLiteStorage(path)
     await storage.extract_replay_id(event(1))
-    await until(lambda: storage._groups.failure is not None)
+    await until(lambda: groups_of(storage).failure is not None)
     clear_the_way(path)
     await storage.extract_replay_id(event(2, channel="/event/Other__e"))
     await until(lambda: committed(path) == "1")
@@ -467,7 +475,7 @@ async def test_what_failed_is_merged_with_what_came_meanwhile(path: Path) -> Non
             await storage.extract_replay_id(event(5, NEW, "/event/Other__e"))
             await storage.extract_replay_id(event(6, OLD, "/event/Third__e"))
             flushing = asyncio.create_task(storage.flush())
-            await until(lambda: storage._groups.job is not None)
+            await until(lambda: groups_of(storage).job is not None)
             await storage.extract_replay_id(event(2, OLD))
             await storage.extract_replay_id(event(4, MIDDLE, "/event/Other__e"))
             await storage.extract_replay_id(event(7, NEW, "/event/Third__e"))
@@ -487,9 +495,9 @@ async def test_a_flush_that_finds_a_group_failing_tries_once_more(
         with locked(path):
             monkeypatch.setattr(_marker_file, "BUSY_TIMEOUT", 5.0)
             await storage.extract_replay_id(event(1))
-            await until(lambda: storage._groups.job is not None)
+            await until(lambda: groups_of(storage).job is not None)
             flushing = asyncio.create_task(storage.flush())
-            await until(lambda: storage._groups.failure is not None)
+            await until(lambda: groups_of(storage).failure is not None)
         await flushing
     assert committed(path) == "1"
 
@@ -503,11 +511,11 @@ def test_a_commit_that_outlives_its_event_loop(
         await storage.set_replay_marker(CHANNEL, ReplayMarker(NEW, 1))
         lock.__enter__()
         await storage.extract_replay_id(event(2))
-        await until(lambda: storage._groups.job is not None and storage._groups.job.running())
+        await until(lambda: is_writing(storage))
 
     lock = locked(path)
     asyncio.run(store())
-    job = storage._groups.job
+    job = groups_of(storage).job
     lock.__exit__(None, None, None)
     assert job is not None
     job.result(10)
@@ -520,7 +528,7 @@ async def test_a_locked_file_does_not_hold_up_the_loop(path: Path) -> None:
     async with SQLiteStorage(path) as storage:
         with locked(path):
             flushing = asyncio.create_task(storage.set_replay_marker(CHANNEL, ReplayMarker(NEW, 1)))
-            await until(lambda: storage._groups.job is not None and storage._groups.job.running())
+            await until(lambda: is_writing(storage))
             started = time.monotonic()
             for _ in range(1000):
                 await asyncio.sleep(0)
@@ -544,7 +552,7 @@ async def test_cancelling_a_flush_loses_nothing(path: Path) -> None:
         with locked(path):
             await storage.extract_replay_id(event(1))
             flushing = asyncio.create_task(storage.flush())
-            await until(lambda: storage._groups.job is not None)
+            await until(lambda: groups_of(storage).job is not None)
             flushing.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await flushing
@@ -613,8 +621,9 @@ async def test_a_database_that_is_full(path: Path) -> None:
     async with SQLiteStorage(path) as storage:
         await storage.extract_replay_id(event(1))
         await storage.flush()
-        assert storage._groups.file._database is not None
-        storage._groups.file._database.execute("PRAGMA max_page_count = 1")
+        database = groups_of(storage).file._database
+        assert database is not None
+        database.execute("PRAGMA max_page_count = 1")
         for number in range(200):
             await storage.extract_replay_id(event(number, channel=f"/u/{number}"))
         with pytest.raises(ReplayError, match="full. Make room on the disk"):
@@ -968,7 +977,7 @@ async def test_one_need_not_wait_for_a_commit(path: Path) -> None:
     async with SQLiteStorage(path) as storage:
         await storage.extract_replay_id(event(1))
         assert begin_flush(storage)
-        assert storage._groups.job is not None
+        assert groups_of(storage).job is not None
         await until(lambda: committed(path) == "1")
 
 
@@ -977,7 +986,7 @@ async def test_one_that_does_not_wait_is_told_of_a_failure_the_next_time(path: P
     storage = SQLiteStorage(path)
     await storage.extract_replay_id(event(1))
     assert begin_flush(storage)
-    await until(lambda: storage._groups.failure is not None)
+    await until(lambda: groups_of(storage).failure is not None)
     clear_the_way(path)
     with pytest.raises(ReplayError, match="unable to open"):
         begin_flush(storage)
@@ -1085,7 +1094,8 @@ async def test_another_process_makes_the_file_at_the_same_moment(path: Path) -> 
         other.execute("BEGIN IMMEDIATE")
         storage = SQLiteStorage(path)
         entering = asyncio.create_task(storage.__aenter__())
-        await until(lambda: bool(storage._groups.thread and storage._groups.thread._threads))
+        groups = groups_of(storage)
+        await until(lambda: bool(groups.thread and groups.thread._threads))
         other.execute(f"PRAGMA application_id = {_marker_file.APPLICATION_ID}")
         other.execute(_marker_file.CREATE_MARKERS)
         await asyncio.sleep(0.01)
@@ -1174,7 +1184,7 @@ def test_a_killed_program_loses_nothing_and_repeats_little(path: Path, commit_ea
 
 
 def run_and_kill(arguments: list[object], lines: int) -> dict[int, float]:
-    """Kill the program behind so many lines; return the events it has handed over, and when."""
+    """Kill the program after so many lines; return the events it has handed over, and when."""
     command = [sys.executable, "-c", HANDED_OVER, *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as program:
         assert program.stdout is not None

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from ..exceptions import ReplayError
-from ..replay import ReplayMarker, ReplayMarkerStorage, flush, should_store
+from ..replay import ReplayMarker, ReplayMarkerStorage, flush, read_marker, should_store
 from .console import say
 from .pickles import PickleError, read_pickle
 
@@ -72,7 +72,7 @@ async def import_markers(
     for name, value in values.items():
         # Earlier programs may have kept the filter's query of a PushTopic.
         channel = name.partition("?")[0]
-        marker = _understood(value) if channel.startswith("/") else None
+        marker = _understood(channel, value) if channel.startswith("/") else None
         if marker is None:
             imported.skipped.append(channel)
         elif overwrite or should_store(await storage.get_replay_marker(channel), marker):
@@ -180,19 +180,15 @@ def _unpickle(path: Path, content: bytes) -> Any:
         ) from error
 
 
-def _understood(value: Any) -> ReplayMarker | None:
+def _understood(channel: str, value: Any) -> ReplayMarker | None:
     """Give the marker for a marker, a date and a replay id, or a replay id alone; None for anything else."""
-    if isinstance(value, dict):
-        date, replay_id = value.get("date"), value.get("replay_id")
-    elif isinstance(value, (tuple, list)) and len(value) == 2:
-        date, replay_id = value
-    else:
-        date, replay_id = None, value
-    # A container may be as deep, and a text of it as long, as a hostile file likes.
-    known = isinstance(date, (str, int, type(None))) and isinstance(replay_id, (int, str, float))
-    if not known or isinstance(replay_id, bool):
+    try:
+        marker = read_marker(channel, value)
+    except ReplayError:
         return None
-    return ReplayMarker("" if date is None else str(date), cast(int, replay_id))
+    # A container may be as deep, and a text of it as long, as a hostile file likes.
+    known = marker is not None and isinstance(marker.replay_id, (int, str, float))
+    return marker if known else None
 
 
 async def run_import(options: argparse.Namespace) -> int:

@@ -36,7 +36,7 @@ _ADVICE: Final = (
         r"authentication failure",
         "Check the username, the password followed by the security token, and that it is the right org:"
         " a sandbox logs in at test.salesforce.com or its own My Domain. Orgs created in Summer '23 or later"
-        " block the username-password flow: use another one, or allow it in Setup > OAuth and OpenID Connect"
+        " block the username-password flow: use another flow, or allow it in Setup > OAuth and OpenID Connect"
         " Settings. The user's Login History has the true reason.",
     ),
     (
@@ -46,8 +46,8 @@ _ADVICE: Final = (
     ),
     (
         r"expired access/refresh token",
-        "The refresh token has expired, was revoked or was replaced by a newer one. A user has five approvals"
-        " an app, the oldest goes first. Somebody has to authorize the app again: aiosfstream login.",
+        "The refresh token has expired, was revoked or was replaced by a newer one. A user can approve an"
+        " app five times; a sixth approval ends the first. To authorize the app again, use aiosfstream login.",
     ),
     (
         r"hasn.t approved|not approved|user is not admin approved",
@@ -88,9 +88,9 @@ _ADVICE: Final = (
 
 #: What to do about errors that stay and have no telling explanation, by the token endpoint's code.
 _ADVICE_BY_CODE: Final = {
-    "invalid_client_id": "Check the consumer key, and that it is the app's org; a new app can take ten minutes"
-    " to be known.",
-    "invalid_client": "Check the consumer secret; that of a new app can take ten minutes to be known.",
+    "invalid_client_id": "Check the consumer key, and that it is the app's org; a new app may need ten minutes"
+    " to become known.",
+    "invalid_client": "Check the consumer secret; a new app may need ten minutes to become known.",
     "invalid_client_credentials": "Check the consumer secret.",
     "invalid_request": "Check login_url: the token endpoint did not understand the request.",
     "unsupported_grant_type": "Check login_url and the app: this flow is not offered there.",

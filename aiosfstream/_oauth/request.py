@@ -135,8 +135,8 @@ async def ask(
     where = fit(url, secrets=secrets)
     if not is_secure(url):
         return AuthenticationError(
-            f"Authentication failed: the token URL at {host_of(url)} is not an https URL, nothing was sent"
-            " there; set another login_url"
+            f"Authentication failed: the token URL {where} is not an https URL, nothing was sent there; set"
+            " another login_url"
         )
     answer = await _post(authenticator, url, form, timeout)
     if isinstance(answer, UnicodeError):
@@ -198,7 +198,7 @@ def _no_answer(answer: _http.Answer, where: str, wait: float | None) -> Authenti
     what, step = f"answered with HTTP status {status} and no JSON object", "try again later"
     retryable = not (300 <= status < 400 or status in _WRONG_URL)
     if 300 <= status < 400:
-        host = host_of(answer.headers.get("Location", ""))
+        host = fit(host_of(answer.headers.get("Location", "")), limit=100)
         what = (
             f"sends elsewhere, with HTTP status {status} to host {host!r}, where the credentials do not go"
             " unasked"

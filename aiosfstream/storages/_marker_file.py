@@ -16,8 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple
 
+from .._dates import AHEAD
 from ..exceptions import ReplayError
-from ..replay import AHEAD, ReplayMarker
+from ..replay import ReplayMarker
 from ._values import NO_DATE, moment_of, short_id, sound
 
 __all__ = ["BUSY_TIMEOUT", "MarkerFile", "Row", "explain"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Final
 
+from .._dates import instant
 from ..exceptions import ReplayError
-from ..replay import ReplayMarker, instant
+from ..replay import ReplayMarker
 
 __all__ = ["NO_DATE", "as_json", "moment_of", "short_id", "sound"]
 

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from .._dates import AHEAD
 from ..exceptions import ReplayError
-from ..replay import AHEAD, DefaultReplayIdMixin, DurableStorage, ReplayMarker
+from ..replay import DefaultReplayIdMixin, DurableStorage, ReplayMarker
 from ._values import NO_DATE, as_json, moment_of, short_id, sound
 
 try:
@@ -68,7 +69,7 @@ elseif org ~= '' and known ~= org then
 end
 return {'known', started_anew}
 """
-#: What one more attempt, on a new connection, may mend.
+#: What one more attempt, on a new connection, may get past.
 _PASSING: Final = (
     redis_exceptions.ConnectionError,
     redis_exceptions.ReadOnlyError,
@@ -81,32 +82,32 @@ _PASSING: Final = (
 
 
 class RedisStorage(DefaultReplayIdMixin, DurableStorage):
-    """Keeps markers in Redis, a hash a channel, for programs that run on more than one machine.
+    """Keeps markers in Redis, for programs that run on more than one machine.
 
-    Each marker is compared with the stored one and stored in a single step, so it is never moved
-    back, not even while two consumers overlap. It is stored before its message is handed over or its
-    block has ended: one round trip a message.
+    There is one hash for each channel. A marker is compared with the stored one and stored in a single
+    step, so it is never moved back, even if two consumers overlap. It is stored before its message is
+    handed over, or before its block ends: one round trip for each message.
 
-    A connection that is broken, or leads to a server that takes no writes any more, is dropped and the
-    command sent once more, so a quick restart or failover goes unnoticed. What lasts longer is a
-    :exc:`~aiosfstream.ReplayError`, after which the next ``receive()`` tries again; more attempts are a
-    matter of the Redis client's own ``retry``. What a crash of Redis itself can cost depends on its
-    persistence: with ``appendonly yes`` and ``appendfsync everysec``, the markers of about a second. A
-    marker that is lost or too old means that messages are delivered again.
+    If a connection is broken, or leads to a server that takes no writes any more, it is dropped, and the
+    command is sent once more, so a quick restart or failover goes unnoticed. If Redis stays away, you get
+    :exc:`~aiosfstream.ReplayError`, and the next ``receive()`` tries again. The ``retry`` of your Redis client
+    may make more attempts. Redis's own settings decide what a crash of Redis costs: with ``appendonly yes``
+    and ``appendfsync everysec``, the markers of about a second. If a marker is lost, messages are delivered
+    again.
 
-    The user of Redis needs the commands ``EVAL``, ``HMGET`` and ``HSET`` on the keys that begin with the
-    prefix; whether it may use them is found out when the client is opened.
+    The Redis user needs the commands ``EVAL``, ``HMGET`` and ``HSET`` on keys that begin with the prefix.
+    Opening a client checks whether it may use them.
 
-    :param client: a :class:`redis.asyncio.Redis`, a :class:`redis.asyncio.RedisCluster` or a client with
-        the same commands, which stays yours to close
-    :param prefix: stands in front of the channels in the names of the keys, such as
-        ``"orders:markers:"``; give each application of an org its own
+    :param client: a :class:`redis.asyncio.Redis`, a :class:`redis.asyncio.RedisCluster`, or a client with the
+        same commands. Closing it remains your task
+    :param prefix: the beginning of the keys' names, such as ``"orders:markers:"``. Give each application
+        its own
     :param default_id: a replay option or replay id for channels without a marker; None: new events
-    :param other_org: what to do when a client of another org than before uses the prefix, in which its
-        markers mean nothing: ``"refuse"`` it with a :exc:`~aiosfstream.ReplayError`, or ``"start-anew"``
-        without them. A sandbox that was refreshed is another org
+    :param other_org: what to do if a client of another org uses the prefix, whose markers mean nothing
+        there: ``"refuse"`` raises :exc:`~aiosfstream.ReplayError`, ``"start-anew"`` ignores the markers. A
+        refreshed sandbox is another org
     :raises TypeError: if *client* is a synchronous one
-    :raises ValueError: if *other_org* is none of both
+    :raises ValueError: if *other_org* is neither of the two
     """
 
     def __init__(

@@ -7,11 +7,13 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from aiocometd.typing import JsonObject
 
+from .._internals import Slot
 from ..replay import (
     DefaultReplayIdMixin,
     DurableStorage,
@@ -31,32 +33,67 @@ __all__ = ["SQLiteStorage"]
 LOGGER = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _State:
+    """What a storage keeps under no name that a subclass could have.
+
+    :ivar path: the file's name
+    :ivar groups: the markers to be committed, and the file
+    :ivar commit_each: whether every marker is committed by itself
+    :ivar may_start_anew: whether the markers of another org may be forgotten
+    """
+
+    path: str
+    groups: Groups
+    commit_each: bool
+    may_start_anew: bool
+
+
+_STATES: Final[Slot[_State | None]] = Slot("SQLite file", lambda: None)
+
+
+def _state_of(storage: SQLiteStorage) -> _State:
+    state = _STATES.of(storage)
+    if state is None:
+        raise RuntimeError(
+            f"{type(storage).__name__} has no file: call super().__init__(path) in its constructor"
+        )
+    return state
+
+
+def groups_of(storage: SQLiteStorage) -> Groups:
+    """Give the markers of a storage that are to be committed, and its file.
+
+    :param storage: the storage
+    """
+    return _state_of(storage).groups
+
+
 class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
-    """Keeps markers in an SQLite file, one row a channel, safe across crashes and processes.
+    """Keeps markers in an SQLite file, safe across crashes and processes.
 
-    Markers are committed in groups, by a thread, so that neither the disk nor another process holds
-    up the event loop: those of one turn of the event loop together, or of 50 milliseconds where the
-    turn takes longer; and at the latest before the client's next request, before ``receive()`` waits,
-    and at ``close()``.
+    The file has one row for each channel. A thread commits markers in groups, so that neither the disk
+    nor another process holds up the event loop. A group is what was stored in one turn of the event
+    loop, or in 50 milliseconds if a turn takes longer. It is committed at the latest before the client's
+    next request, before ``receive()`` waits, and at ``close()``.
 
-    A stored marker never runs ahead of the application. If the program is killed, the next run
-    delivers again what was handed over since the last commit: one turn of the event loop, 50
-    milliseconds at most, and the time of one commit. If the machine loses power, the file stays sound,
-    and the last commit may be taken back as well. With *commit_each* every marker is on the disk
-    before its message is handed over, or its block has ended: then neither costs anything, and each
-    message waits for the disk. What is committed is in the file alone, which can be mounted or copied
-    by itself.
+    A stored marker never runs ahead of the application. If the program is killed, the next run receives
+    again what was handed over since the last commit: at most 50 milliseconds' worth, plus the time of one
+    commit. If the machine loses power, the file stays intact, but the last commit may be lost as well.
+    With *commit_each*, every marker is on the disk before its message is handed over, or before its block
+    ends. Then nothing is received again, but each message waits for the disk. Committed markers are in
+    this one file, which can be mounted or copied on its own.
 
-    The file is made for its owner alone (mode 600), and the rights of others to an existing one are
-    taken away. A symbolic link is not followed. A process that is forked opens the file anew.
+    Only the owner may read or write the file (mode 600). The permissions of an existing file are changed
+    to that. Symbolic links are not followed. A forked process opens the file anew.
 
-    :param path: the file; it is made if there is none
+    :param path: the file, which is created if it does not exist
     :param default_id: a replay option or replay id for channels without a marker; None: new events
-    :param commit_each: commit every marker by itself, and wait until it is on the disk
-    :param other_org: what to do when a client of another org than before uses the file, in which its
-        markers mean nothing: ``"refuse"`` it with a :exc:`~aiosfstream.ReplayError`, or ``"start-anew"``
-        without them. A sandbox that was refreshed is another org
-    :raises ValueError: if *path* names no file, or *other_org* is none of both
+    :param commit_each: commit each marker on its own, and wait until it is on the disk
+    :param other_org: what to do if a client of another org uses the file, whose markers mean nothing
+        there: ``"refuse"`` raises :exc:`~aiosfstream.ReplayError`, ``"start-anew"`` ignores the markers. A
+        refreshed sandbox is another org
+    :raises ValueError: if *path* is not the name of a file, or *other_org* is neither of the two
     """
 
     buffers = True
@@ -72,21 +109,21 @@ class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
         super().__init__(default_id)
         if other_org not in ("refuse", "start-anew"):
             raise ValueError(f"other_org should be 'refuse' or 'start-anew', not {other_org!r}")
-        self._path = _name_of_file(path)
-        self._commit_each = commit_each
-        self._other_org = other_org
-        self._groups = Groups(MarkerFile(self._path, survives_power_loss=commit_each))
+        name = _name_of_file(path)
+        groups = Groups(MarkerFile(name, survives_power_loss=commit_each))
+        _STATES.put(self, _State(name, groups, commit_each, other_org == "start-anew"))
 
     def __repr__(self) -> str:
         """Name the file."""
-        return f"{type(self).__name__}({self._path!r}, default_id={self.default_id!r})"
+        return f"{type(self).__name__}({_state_of(self).path!r}, default_id={self.default_id!r})"
 
     async def __aenter__(self) -> SQLiteStorage:
         """Open the file.
 
         :raises ReplayError: if it cannot be used
         """
-        await self._groups.in_thread(self._groups.file.open)
+        groups = groups_of(self)
+        await groups.in_thread(groups.file.open)
         return self
 
     async def __aexit__(
@@ -106,13 +143,13 @@ class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
         """
         # What is pending belongs to the org of an earlier opening.
         await self.flush()
-        file = self._groups.file
+        state = _state_of(self)
+        file = state.groups.file
         if org_id is None:
-            await self._groups.in_thread(file.open)
+            await state.groups.in_thread(file.open)
             return
-        may_start_anew = self._other_org == "start-anew"
-        await self._groups.in_thread(
-            functools.partial(file.note_org, org_id, may_start_anew=may_start_anew)
+        await state.groups.in_thread(
+            functools.partial(file.note_org, org_id, may_start_anew=state.may_start_anew)
         )
 
     async def flush(self) -> None:
@@ -120,7 +157,7 @@ class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
 
         :raises ReplayError: if that fails; it stays pending and is tried again with the next group
         """
-        await self._groups.flush()
+        await groups_of(self).flush()
 
     def begin_flush(self) -> bool:
         """Begin to commit what is pending, without waiting for the end.
@@ -128,7 +165,7 @@ class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
         :return: True
         :raises ReplayError: the failure of the last attempt; another one has begun
         """
-        self._groups.begin()
+        groups_of(self).begin()
         return True
 
     async def close(self) -> None:
@@ -136,14 +173,14 @@ class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
 
         :raises ReplayError: if something cannot be committed; the file is closed nevertheless
         """
-        await self._groups.close()
+        await groups_of(self).close()
 
     async def get_replay_marker(self, subscription: str) -> ReplayMarker | None:
         """Give the last marker, committed or not.
 
         :raises ReplayError: if the file cannot be read
         """
-        return await self._groups.read(subscription)
+        return await groups_of(self).read(subscription)
 
     async def set_replay_marker(self, subscription: str, replay_marker: ReplayMarker) -> None:
         """Store a marker whatever is stored, and commit it.
@@ -151,7 +188,7 @@ class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
         :raises ReplayError: if it is nothing that JSON can express, or cannot be committed
         """
         as_json(subscription, replay_marker)
-        self._groups.add(subscription, Pending(replay_marker, overwrites=True))
+        groups_of(self).add(subscription, Pending(replay_marker, overwrites=True))
         await self.flush()
 
     async def set_unless_newer(self, subscription: str, replay_marker: ReplayMarker) -> None:
@@ -162,15 +199,17 @@ class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
         """
         if replay_marker.replay_id.__class__ is not int:
             as_json(subscription, replay_marker)
-        self._groups.add(subscription, Pending(replay_marker))
-        if self._commit_each:
+        state = _state_of(self)
+        state.groups.add(subscription, Pending(replay_marker))
+        if state.commit_each:
             await self.flush()
 
     def direct_store(self) -> Callable[[JsonObject], bool] | None:
         """Give what puts a marker into the group, unless each is committed or storing is replaced."""
-        if self._commit_each or not _HOOKS.are_those_of(self):
+        state = _state_of(self)
+        if state.commit_each or not _HOOKS.are_those_of(self):
             return None
-        groups, client, clock = self._groups, attachment_of(self), time.monotonic
+        groups, client, clock = state.groups, attachment_of(self), time.monotonic
         aliases = client.aliases
 
         def store(message: JsonObject) -> bool:
@@ -197,9 +236,9 @@ class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
         return store
 
     def __del__(self) -> None:
-        groups: Any = self.__dict__.get("_groups")
-        if groups is not None:
-            groups.let_go()
+        state = _STATES.of(self)
+        if state is not None:
+            state.groups.let_go()
 
 
 _HOOKS: Final = Hooks(SQLiteStorage, "set_unless_newer")

@@ -26,7 +26,7 @@ class _Listening:
 class Ports:
     """Some ports of 127.0.0.1.
 
-    None of its methods waits, so that they can be used amid a test.
+    None of its methods waits, so they can be used in the middle of a test.
 
     :param factory: makes the protocol of a connection
     :param ssl_context: speak TLS with it

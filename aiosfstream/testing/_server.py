@@ -96,7 +96,7 @@ class StreamingServer(LoggingIn, Publishing, Breaking, Looking):
         self.oauth = OAuth(
             rotate=rotate_refresh_tokens, public_key=jwt_public_key, my_domain=my_domain
         )
-        #: Mistakes of clients, in words: what Salesforce forbids or takes amiss.
+        #: Mistakes of clients, in words: what Salesforce forbids or objects to.
         self.violations: list[str] = []
         file = None if events_file is None else EventFile(Path(events_file))
         bus, changes = EventBus(text_ids=text_replay_ids, file=file), Changes()

@@ -163,7 +163,7 @@ async def _check_order(factory: Factory) -> None:
         for number, date in enumerate(DATES[:-1]):
             await storage.extract_replay_id(_event("/u/Order", number, date))
             await _demand_marker(
-                storage, "/u/Order", last, f"a replayed message, of {date}, behind it"
+                storage, "/u/Order", last, f"a replayed message, of {date}, after it"
             )
         await storage.extract_replay_id(_event("/u/Order", 99, DATES[-1]))
         await _demand_marker(
@@ -179,9 +179,9 @@ async def _check_odd_messages(factory: Factory) -> None:
         await _demand_marker(storage, "/u/Odd", ReplayMarker("", 1), "a message without a date")
         dated = ReplayMarker(DATES[0], 2)
         await storage.extract_replay_id(_event("/u/Odd", 2, DATES[0]))
-        await _demand_marker(storage, "/u/Odd", dated, "a message with a date behind one without")
+        await _demand_marker(storage, "/u/Odd", dated, "a message with a date after one without")
         await storage.extract_replay_id(_event("/u/Odd", 3, None))
-        await _demand_marker(storage, "/u/Odd", dated, "a message without a date behind one with")
+        await _demand_marker(storage, "/u/Odd", dated, "a message without a date after one with")
 
 
 async def _check_filters(factory: Factory) -> None:
@@ -204,10 +204,10 @@ async def _check_fallback(factory: Factory) -> None:
         overwrite_with(storage, first)
         await store_marker(storage, first)
         expected = ReplayMarker(DATES[1], 1)
-        after = "the first message behind a fallback, which replaces the useless marker,"
+        after = "the first message after a fallback, which replaces the useless marker,"
         await _demand_marker(storage, "/u/Fallback", expected, after)
         await storage.extract_replay_id(second)
-        await _demand_marker(storage, "/u/Fallback", expected, "an older message behind that one")
+        await _demand_marker(storage, "/u/Fallback", expected, "an older message after that one")
 
 
 async def _check_processing(factory: Factory) -> None:

@@ -38,7 +38,10 @@ LOGGING = {
     },
     "root": {"level": "WARNING", "handlers": ["stderr"]},
     # INFO tells of each new session: a few lines a day. DEBUG is for a single client.
-    "loggers": {"aiosfstream": {"level": os.environ.get("LOG_LEVEL", "INFO")}},
+    "loggers": {
+        "aiosfstream": {"level": os.environ.get("LOG_LEVEL", "INFO")},
+        "aiocometd": {"level": "ERROR"},
+    },
 }
 
 

@@ -12,6 +12,7 @@ async def main() -> None:
         os.environ["SALESFORCE_CONSUMER_SECRET"],
         login_url=os.environ["SALESFORCE_LOGIN_URL"],
     )
+    # A shelf holds pickles: who can write the file, can run code in this program.
     with shelve.open("markers") as markers:
         async with Client(authenticator, replay=markers) as client:
             await client.subscribe("/event/Low_Ink__e")
