@@ -123,6 +123,7 @@ class Bench:
             answer = await answer
         if isinstance(answer, web.StreamResponse):
             return answer
+        answer = [dict(one) for one in answer]
         for one in answer:
             if "successful" in one:
                 one.setdefault("channel", message["channel"])

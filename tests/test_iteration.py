@@ -1,0 +1,181 @@
+"""Taking messages out of the mailbox, one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from aiosfstream._cometd.iteration import Store, iterate
+from aiosfstream._cometd.mailbox import Mailbox, Turn
+from aiosfstream.exceptions import ClientInvalidOperation, ReplayError
+from tests.support import until
+
+Message = dict[str, Any]
+
+
+class Source:
+    """A client's side of an iteration, with what it was asked for."""
+
+    def __init__(self, limit: int = 0) -> None:
+        self.mailbox: Mailbox | None = Mailbox(limit)
+        self.turn = Turn()
+        self.stored: list[Message] = []
+        self.received: list[Message] = []
+        self.store: Store | None = self._store
+        self.error: Exception | None = None
+
+    def _store(self, message: Message) -> bool:
+        if self.error is not None:
+            raise self.error
+        if message.get("odd"):
+            return False
+        self.stored.append(message)
+        return True
+
+    def direct_store(self) -> Store | None:
+        """Give the store."""
+        return self.store
+
+    async def receive(self) -> Message:
+        """Take the long way; with nothing there, the client is closed."""
+        message = self.mailbox.take() if self.mailbox is not None else None
+        if message is None:
+            raise ClientInvalidOperation("closed")
+        self.received.append(message)
+        return message
+
+    def fill(self, *messages: Message) -> list[Message]:
+        """Have messages fetched."""
+        assert self.mailbox is not None
+        self.mailbox.extend(messages)
+        return list(messages)
+
+
+def numbered(count: int, **fields: Any) -> list[Message]:
+    """Make messages."""
+    return [{"n": number, **fields} for number in range(count)]
+
+
+async def take_all(source: Source) -> list[Message]:
+    """Iterate to the end."""
+    return [message async for message in iterate(source)]
+
+
+async def test_what_is_pending_takes_the_short_way() -> None:
+    source = Source()
+    wanted = source.fill(*numbered(5))
+    assert await take_all(source) == wanted
+    assert source.stored == wanted
+    assert source.received == []
+
+
+@pytest.mark.parametrize("field", ["successful", "odd"])
+async def test_what_is_out_of_the_ordinary_takes_the_long_way(field: str) -> None:
+    source = Source()
+    wanted = source.fill({"n": 0}, {"n": 1, field: True}, {"n": 2})
+    assert await take_all(source) == wanted
+    assert source.stored == [wanted[0], wanted[2]]
+    assert source.received == [wanted[1]]
+
+
+async def test_without_a_direct_store_all_take_the_long_way() -> None:
+    source = Source()
+    source.store = None
+    wanted = source.fill(*numbered(3))
+    assert await take_all(source) == wanted
+    assert source.received == wanted
+
+
+async def test_a_store_that_is_taken_away_on_the_way() -> None:
+    source = Source()
+    wanted = source.fill(*numbered(4))
+    taken = []
+    async with aclosing(iterate(source)) as messages:  # type: ignore[type-var]
+        async for message in messages:
+            taken.append(message)
+            source.store = None
+    assert taken == wanted
+    assert source.stored == wanted[:1]
+    assert source.received == wanted[1:]
+
+
+async def test_a_client_that_was_never_opened() -> None:
+    source = Source()
+    source.mailbox = None
+    assert await take_all(source) == []
+
+
+async def test_while_somebody_else_receives_each_takes_one_at_a_time() -> None:
+    source = Source()
+    wanted = source.fill(*numbered(4))
+    taken = []
+    async for message in iterate(source):
+        taken.append(message)
+        if len(taken) == 2:
+            await source.turn.take()
+    assert taken == wanted
+    assert source.stored == wanted[:2]
+    assert source.received == wanted[2:]
+
+
+async def test_an_error_stands_where_it_belongs() -> None:
+    source = Source()
+    first = source.fill(*numbered(2))
+    assert source.mailbox is not None
+    source.mailbox.fail(ZeroDivisionError())
+    source.fill({"n": 9})
+    messages = iterate(source)
+    assert [await anext(messages), await anext(messages)] == first
+    with pytest.raises(ZeroDivisionError):
+        await anext(messages)
+    assert await take_all(source) == [{"n": 9}]
+
+
+async def test_a_store_that_fails_leaves_the_message_there() -> None:
+    source = Source()
+    wanted = source.fill({"n": 0, "channel": "/event/A__e"})
+    for error in (ReplayError("of ours"), ValueError("locked")):
+        source.error = error
+        with pytest.raises(ReplayError) as caught:
+            await take_all(source)
+        if error.args == ("of ours",):
+            assert caught.value is error
+        else:
+            assert caught.value.__cause__ is error
+            assert "/event/A__e" in str(caught.value)
+            assert "ValueError: locked" in str(caught.value)
+    source.error = None
+    assert await take_all(source) == wanted
+
+
+async def test_fetching_has_its_turn_as_soon_as_there_is_room() -> None:
+    source = Source(limit=2)
+    source.fill(*numbered(4))
+    mailbox = source.mailbox
+    assert mailbox is not None
+    room = asyncio.create_task(mailbox.room())
+    await until(lambda: mailbox._suspends is not None)
+    done = [room.done() async for _ in iterate(source)]
+    # There is room once one is left.
+    assert done == [False, False, False, True]
+
+
+async def test_a_consumer_that_never_waits_lets_others_run() -> None:
+    source = Source()
+    turns = []
+
+    async def count() -> None:
+        while True:
+            turns.append(len(source.stored))
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    for _ in range(5):
+        source.fill(*numbered(2))
+        async for _ in iterate(source):
+            pass
+    counting.cancel()
+    assert len(turns) >= 5

@@ -1,0 +1,175 @@
+"""What a client does about Salesforce, seen from its engine."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Any
+
+import aiohttp
+import pytest
+
+from aiosfstream import (
+    AccessTokenAuthenticator,
+    Client,
+    ReplayError,
+    ReplayMarker,
+    ReplayMarkerStorage,
+    ReplayMarkerStoragePolicy,
+    ReplayOption,
+)
+from aiosfstream._http.post import MAX_HEADER_SIZE
+from aiosfstream._policy import Policy, plain_id
+from aiosfstream.client import policy_of
+from aiosfstream.exceptions import ClientError
+from tests.table import A, event
+
+URL = "https://example.my.salesforce.com"
+
+
+def make(**options: Any) -> tuple[Client, Policy]:
+    """Make a client and give its policy."""
+    client = Client(AccessTokenAuthenticator(URL, "token"), **options)
+    return client, policy_of(client)
+
+
+@pytest.mark.parametrize(
+    ("replay", "sent"),
+    [
+        (ReplayOption.ALL_EVENTS, -2),
+        (ReplayOption.NEW_EVENTS, -1),
+        (ReplayMarker("2026-01-01T00:00:00.000Z", 7), 7),
+        ("x", "x"),
+        (0, 0),
+        (None, None),
+    ],
+)
+def test_what_is_sent_for_a_start(replay: Any, sent: Any) -> None:
+    assert plain_id(replay) == sent
+    assert not isinstance(plain_id(replay), ReplayOption)
+
+
+def test_the_fallback_is_that_of_the_moment() -> None:
+    client, policy = make(replay_fallback=ReplayOption.ALL_EVENTS)
+    assert policy.fallback_for(A) == -2
+    client.replay_fallback = None
+    assert policy.fallback_for(A) is None
+
+
+async def test_the_session_of_a_client() -> None:
+    _, policy = make()
+    async with policy.make_http_session() as http_session:
+        assert http_session._max_field_size == MAX_HEADER_SIZE
+        assert http_session._max_line_size == MAX_HEADER_SIZE
+    plain = partial(aiohttp.ClientSession, max_field_size=100, max_line_size=100)
+    _, policy = make(session_factory=plain)
+    async with policy.make_http_session() as http_session:
+        assert http_session._max_field_size == 100
+    given: list[Any] = []
+
+    def own(**options: Any) -> Any:
+        given.append(options)
+        return None
+
+    _, policy = make(session_factory=own)
+    with pytest.raises(ClientError, match="NoneType"):
+        policy.make_http_session()
+    assert [set(one) for one in given] == [{"cookie_jar"}]
+
+
+async def test_unverified_tls_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    _, policy = make(ssl=False)
+    for _ in range(2):
+        await policy.make_http_session().close()
+    assert len([one for one in caplog.records if "ssl=False" in one.getMessage()]) == 1
+
+
+class Slow(ReplayMarkerStorage):
+    """Answers as it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hangs = False
+        self.error: Exception | None = None
+        self.calls = 0
+
+    async def get_replay_marker(self, subscription: str) -> ReplayMarker | None:
+        """Answer."""
+        await self._answer()
+        return None
+
+    async def set_replay_marker(self, subscription: str, replay_marker: ReplayMarker) -> None:
+        """Answer."""
+        await self._answer()
+
+    async def _answer(self) -> None:
+        self.calls += 1
+        if self.error is not None:
+            raise self.error
+        if self.hangs:
+            await asyncio.sleep(60)
+
+
+MESSAGE = event(A, 1)
+MESSAGE["data"]["event"]["createdDate"] = "2026-01-01T00:00:00.000Z"
+
+
+async def test_a_storage_that_does_not_answer_in_time() -> None:
+    storage = Slow()
+    _, policy = make(replay=storage, storage_timeout=0.01)
+    await policy.store(MESSAGE)
+    storage.hangs = True
+    with pytest.raises(ReplayError, match=r"Slow.*storage_timeout, 0.01") as caught:
+        await policy.store(MESSAGE)
+    assert isinstance(caught.value.__cause__, asyncio.TimeoutError)
+    storage.hangs, storage.error = False, ZeroDivisionError("a mistake")
+    with pytest.raises(ReplayError) as caught:
+        await policy.store(MESSAGE)
+    assert "a mistake" in str(caught.value)
+
+
+async def test_an_extension_is_the_storage_in_time_and_others_as_they_are() -> None:
+    storage = Slow()
+    client, policy = make(replay=storage, storage_timeout=0.01)
+    [timed] = policy._extensions()
+    storage.hangs = True
+    message = {"channel": "/meta/subscribe", "subscription": A, "id": "1"}
+    with pytest.raises(ReplayError, match="could not be read"):
+        await timed.outgoing([message], {})
+    await timed.incoming([{"channel": "/meta/connect", "successful": True}], {})
+    other = Slow()
+    assert client.extensions is not None
+    client.extensions.append(other)
+    assert policy._extensions()[1] is other
+
+
+async def test_another_storage_takes_the_place_of_the_first() -> None:
+    first, second = Slow(), Slow()
+    client, policy = make(replay=first)
+    client.replay_storage = second
+    assert client.extensions == [second]
+    assert policy.storage is second
+    await policy.store(MESSAGE)
+    assert (first.calls > 0, second.calls > 0) == (False, True)
+
+
+async def test_what_stores_a_marker_at_once() -> None:
+    markers: dict[str, Any] = {}
+    client, policy = make(replay=markers)
+    store = policy.direct_store()
+    assert store is not None
+    # The first marker of a channel is out of the ordinary.
+    assert not store(MESSAGE)
+    await policy.store(MESSAGE)
+    assert markers[A].replay_id == 1
+    assert policy.direct_store() is store
+    client.replay_storage_policy = ReplayMarkerStoragePolicy.MANUAL
+    assert not policy.stores_on_receipt
+    store = policy.direct_store()
+    assert store is not None
+    markers.clear()
+    assert store(MESSAGE)
+    assert markers == {}
+    client.replay_storage_policy = ReplayMarkerStoragePolicy.AUTOMATIC
+    client.replay_storage = Slow()
+    assert policy.direct_store() is None
