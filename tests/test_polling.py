@@ -12,6 +12,7 @@ from aiohttp import web
 
 from aiosfstream._cometd.polling import Polling
 from aiosfstream._cometd.states import State
+from aiosfstream._text import Secret
 from aiosfstream.events import ConnectionEventKind
 from aiosfstream.exceptions import AuthenticationError, ReplayError, TransportError
 from tests.bench import Bench, bench
@@ -199,14 +200,14 @@ async def test_a_new_token_comes_with_the_url() -> None:
     async with poller() as (made, polling):
         asked: list[Any] = []
 
-        async def log_in(refused: str | None) -> str:
+        async def log_in(refused: Secret | None) -> str:
             asked.append(refused)
             if len(asked) == 1:
                 raise AuthenticationError("down", retryable=True)
             return made.exchange.url + "?new"
 
         made.table.log_in = log_in  # type: ignore[method-assign]
-        made.exchange.authorization = "Bearer old"
+        made.exchange.authorization = Secret("Bearer old")
         made.table.connect(**TOKEN)
         await polling.step()
         assert made.session.state is State.NO_TOKEN
@@ -214,7 +215,7 @@ async def test_a_new_token_comes_with_the_url() -> None:
         await polling.step()
         assert made.table.is_in(State.NO_SESSION)
         assert made.exchange.url.endswith("?new")
-        assert asked == ["Bearer old"] * 2
+        assert asked == [Secret("Bearer old")] * 2
 
 
 async def test_a_storage_that_fails_at_a_resubscription() -> None:
