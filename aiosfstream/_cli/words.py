@@ -57,7 +57,7 @@ _WORDS: Final = tuple(
             "with --state, or CHANNEL@ID, it would be",
         ),
         (
-            r", or pass other_org='start-anew' to drop the old markers, for example after a",
+            r", or pass other_org='start-anew' to [a-z ]*, for example after a",
             "; after a",
         ),
         (r"(?<=; after a sandbox was refreshed)(?=\.)", ", begin a new one"),
