@@ -18,7 +18,7 @@ from aiosfstream.storages.redis import RedisStorage
 from aiosfstream.testing import StreamingServer
 from tests.commands import PATIENCE, environment, ids, run, start
 from tests.redis_server import RedisServer
-from tests.support import EVENT, TOPIC, soon
+from tests.support import EVENT, TOPIC, held, soon
 
 DATE = "2026-11-26T09:00:00.000Z"
 MARKERS = {EVENT: ReplayMarker(DATE, 42), TOPIC: ReplayMarker("", 7)}
@@ -229,6 +229,30 @@ async def test_the_url_of_redis_from_a_variable(redis_server: RedisServer, tmp_p
         )
         assert (status, told) == (0, "")
         assert EVENT in lines[1]
+
+
+async def test_the_file_of_a_running_listen_is_left_alone(tmp_path: Path) -> None:
+    state = str(tmp_path / "state.db")
+    command = ("markers", "set", state, f"{EVENT}@1")
+    async with StreamingServer() as server:
+        process = await start("listen", EVENT, "--state", state, env=environment(server))
+        await held(server)
+        status, lines, told = await run(*command, env=environment())
+        assert (status, lines) == (1, [])
+        assert f"process {process.pid} on " in told
+        process.kill()
+        await soon(process.communicate(), PATIENCE)
+        # It was killed without a word, and is known to be gone.
+        status, _, told = await run(*command, env=environment())
+        assert (status, told) == (0, "")
+        process = await start(
+            "listen", EVENT, "--state", state, "--fallback", "new", env=environment(server)
+        )
+        await held(server)
+        process.terminate()
+        await soon(process.communicate(), PATIENCE)
+        async with SQLiteStorage(state) as storage:
+            assert await storage.consumers() == []
 
 
 async def test_listen_goes_on_where_a_marker_was_set(tmp_path: Path) -> None:
