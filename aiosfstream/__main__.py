@@ -19,6 +19,7 @@ from ._cli.demo import run_demo
 from ._cli.import_markers import run_import
 from ._cli.listen import run_listen
 from ._cli.login import run_login
+from ._cli.markers import run_export, run_reset, run_set, run_show
 from ._cli.running import run
 from ._cli.words import in_words
 from .exceptions import AiosfstreamException
@@ -65,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     :param arguments: what follows the command's name; None: that of the process
     :return: the exit status
     """
-    options = make_parser().parse_args(arguments)
+    options = parse(arguments)
     set_up_logging(getattr(options, "log_level", "warning"), getattr(options, "verbose", False))
     try:
         return run(options.command(options))
@@ -75,6 +76,21 @@ def main(arguments: list[str] | None = None) -> int:
     except (AiosfstreamException, OSError, ImportError) as error:
         say(f"aiosfstream: {_explained(error)}")
         return 1
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Understand the command line; the program ends here if it cannot be understood.
+
+    :param arguments: what follows the command's name; None: that of the process
+    """
+    parser = make_parser()
+    options, rest = parser.parse_known_args(arguments)
+    # Channels may stand before and after options, which argparse itself does not allow for.
+    if rest and hasattr(options, "channels") and not any(text.startswith("-") for text in rest):
+        options.channels = [*options.channels, *rest]
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
 
 
 def _explained(error: BaseException) -> str:
@@ -115,6 +131,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_check(commands)
     add_listen(commands)
     add_login(commands)
+    add_markers(commands)
     add_import(commands)
     return parser
 
@@ -234,10 +251,16 @@ def add_listen(commands: Any) -> None:
         metavar="FILE",
         help="remember in FILE what has left, and go on after it next time; stronger than --replay",
     )
-    listen.add_argument("--count", type=positive, metavar="N", help="end after N events")
+    _add_endings(listen)
     listen.add_argument(
         "--pretty", action="store_true", help="print each event on several lines, indented"
     )
+    listen.set_defaults(command=run_listen)
+
+
+def _add_endings(listen: argparse.ArgumentParser) -> None:
+    """Describe when ``listen`` ends by itself."""
+    listen.add_argument("--count", type=positive, metavar="N", help="end after N events")
     listen.add_argument(
         "--timeout",
         type=seconds,
@@ -245,7 +268,6 @@ def add_listen(commands: Any) -> None:
         metavar="SECONDS",
         help="fail when the connection is lost for so long (default: keep trying)",
     )
-    listen.set_defaults(command=run_listen)
 
 
 def add_login(commands: Any) -> None:
@@ -266,6 +288,53 @@ def add_login(commands: Any) -> None:
     )
     login.add_argument("--no-browser", action="store_true", help="only print the URL to open")
     login.set_defaults(command=run_login)
+
+
+def add_markers(commands: Any) -> None:
+    """Describe ``markers`` and what it can do."""
+    markers = _add(
+        commands,
+        "markers",
+        help="look at the stored positions of a consumer, and move them",
+        description="Look at the stored positions of a consumer, and move them. STORE is the file of\n"
+        "listen --state and SQLiteStorage; or a Redis server as RedisStorage uses it:\n"
+        "redis://HOST:PORT/DB, or redis: for the URL in REDIS_URL, with --prefix.",
+    )
+    actions = markers.add_subparsers(title="actions", required=True, metavar="ACTION")
+    show = _add_action(actions, "show", "print them as a table", run_show)
+    show.add_argument("channels", nargs="*", metavar="CHANNEL", help="only of these")
+    export = _add_action(actions, "export", "print them as a JSON document", run_export)
+    export.add_argument("channels", nargs="*", metavar="CHANNEL", help="only of these")
+    change = _add_action(actions, "set", "put others in their place", run_set)
+    change.add_argument(
+        "channels", nargs="*", metavar="CHANNEL@ID", help="go on after that replay id"
+    )
+    change.add_argument("--date", metavar="DATE", help="when the event with that id was created")
+    change.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="FILE",
+        help="take them from a JSON document, as export prints it; - is the standard input",
+    )
+    reset = _add_action(actions, "reset", "take them away: their channels start anew", run_reset)
+    reset.add_argument("channels", nargs="*", metavar="CHANNEL", help="of which channels")
+    reset.add_argument("--all", action="store_true", help="of every channel")
+    for action in (change, reset):
+        action.add_argument(
+            "--force", action="store_true", help="even while a consumer uses the store"
+        )
+
+
+def _add_action(actions: Any, name: str, text: str, command: Any) -> Any:
+    """Add what ``markers`` can do."""
+    action = _add(actions, name, help=text, description=text.capitalize() + ".")
+    action.add_argument("store", metavar="STORE", help="a file, or redis://HOST:PORT/DB")
+    action.add_argument(
+        "--prefix", metavar="TEXT", help="what stands before the channels in the keys of Redis"
+    )
+    action.set_defaults(command=command)
+    return action
 
 
 def add_import(commands: Any) -> None:

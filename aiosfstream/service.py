@@ -182,8 +182,8 @@ async def run(
     again what it had not finished. When it is asked to stop, no more events are taken, handlers that are
     running may finish, their markers are stored and the client is closed.
 
-    A client that is open already is used as it is and left open; channels that it is subscribed to are not
-    subscribed again.
+    A client that is open already stays open at the end. It keeps its subscriptions, so a channel that was
+    subscribed with a starting point of its own starts there.
 
     :param client: the client; its ``replay`` says where the markers are kept
     :param handlers: channels and what processes their events
@@ -443,6 +443,7 @@ class _Service:
     async def _receive(self) -> None:
         """Open the client and start the processing of each event, as many at a time as wanted."""
         await self._open()
+        self._failures = 0
         while True:
             while len(self._workers) >= self._concurrency:
                 await asyncio.wait(self._workers, return_when=asyncio.FIRST_COMPLETED)
@@ -463,9 +464,8 @@ class _Service:
             try:
                 if client.closed:
                     await client.open()
-                for channel in self._router.channels:
-                    if channel not in client.subscriptions:
-                        await client.subscribe(channel)
+                for channel in self._missing_channels():
+                    await client.subscribe(channel)
             except AiosfstreamException as error:
                 if not is_passing(error):
                     await self._credentials.pause_before(error)
@@ -473,12 +473,16 @@ class _Service:
                 await self._wait_out(error, "Cannot start streaming")
             else:
                 break
-        self._failures = 0
         LOGGER.info("Streaming %s", ", ".join(self._router.channels))
         if isinstance(client.replay_storage, ConstantReplayId):
             LOGGER.info(
                 "No markers are kept: what is published while this does not run is not seen"
             )
+
+    def _missing_channels(self) -> list[str]:
+        # A slash at the end makes no other channel.
+        subscribed = {name.rstrip("/") for name in self._client.subscriptions}
+        return [name for name in self._router.channels if name.rstrip("/") not in subscribed]
 
     async def _next(self) -> JsonObject | None:
         """Give the next event; None if somebody has closed the client."""
@@ -505,16 +509,16 @@ class _Service:
         elif isinstance(error, ReplayError) or is_passing(error):
             await self._wait_out(error, "Cannot receive")
             if self._client.closed:
-                await self._reopen()
+                await self._end_workers()
+            await self._open()
         else:
             await self._credentials.pause_before(error)
             raise error
 
-    async def _reopen(self) -> None:
+    async def _end_workers(self) -> None:
         # What is being processed would come again from its stored marker.
         if self._workers:
             await asyncio.wait(self._workers)
-        await self._open()
 
     async def _wait_out(self, error: AiosfstreamException, what: str) -> None:
         delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(self._failures, 60))
@@ -591,7 +595,7 @@ class _Service:
             if self._cancelling:
                 raise
             wrapped = RuntimeError(
-                f"The handler of {_describe(message)} was cancelled, and not by this service: see who did it."
+                f"The handler of {_describe(message)} was cancelled, but not by this service: look for what cancels it."
             )
             wrapped.__cause__ = error
             return wrapped

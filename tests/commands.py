@@ -40,6 +40,13 @@ async def start(*arguments: str, env: dict[str, str], **options: Any) -> asyncio
     )
 
 
+async def end(process: asyncio.subprocess.Process) -> int:
+    """Wait until the command has ended, read what is left of its output, and give its status."""
+    await soon(process.communicate(), PATIENCE)
+    assert process.returncode is not None
+    return process.returncode
+
+
 async def run(*arguments: str, env: dict[str, str]) -> tuple[int, list[str], str]:
     """Run the command to its end: exit status, lines of output, errors."""
     process = await start(*arguments, env=env)

@@ -23,13 +23,32 @@ async def test_who_logs_in_where(server: StreamingServer) -> None:
     assert (status, told) == (0, "")
     facts = dict(line.split(": ", 1) for line in lines)
     facts = {name: value.strip() for name, value in facts.items()}
-    assert facts["User"].startswith(server.oauth.username)
-    assert facts["Org"].startswith("00D")
+    assert facts["User"] == f"{server.oauth.username} ({server.oauth.user_id})"
+    assert facts["Org"] == server.oauth.org_id
     assert facts["Instance"] == server.instance_url
     assert facts["Login"] == "username-password flow"
     assert facts["API version"] == "66.0"
     assert facts["Streaming API"] == "connected"
     assert server.sessions == []
+
+
+async def test_a_user_whose_name_is_not_told(server: StreamingServer) -> None:
+    server.add_fault(Status(403, "no scope for that"), on="identity")
+    env = environment(server)
+    del env["SALESFORCE_USERNAME"], env["SALESFORCE_PASSWORD"]
+    status, lines, told = await run("check", env=env)
+    assert (status, told) == (0, "")
+    assert f"User:           {server.oauth.user_id}" in lines
+
+
+@pytest.mark.parametrize(
+    "text", ["<html>", "[]", "[" * 9999, '{"username": "\\u001b[2J"}', "9" * 99999]
+)
+async def test_nonsense_instead_of_a_name(server: StreamingServer, text: str) -> None:
+    server.add_fault(Status(200, text), on="identity")
+    status, lines, told = await run("check", env=environment(server))
+    assert (status, told) == (0, "")
+    assert "\x1b" not in "".join(lines)
 
 
 async def test_each_channel_is_tried(server: StreamingServer) -> None:

@@ -122,6 +122,20 @@ async def test_the_other_options(server: StreamingServer) -> None:
     assert "--api-version" in told
 
 
+async def test_channels_before_and_after_options(server: StreamingServer) -> None:
+    wanted = [server.publish(channel) for channel in (EVENT, TOPIC)]
+    status, lines, told = await run(
+        *("listen", EVENT, "--replay", "all", TOPIC, "--count", "2"), env=environment(server)
+    )
+    assert (status, told) == (0, "")
+    assert sorted(ids(lines)) == sorted(wanted)
+    status, _, told = await run(
+        "listen", EVENT, "--count", "1", "--nonsense", env=environment(server)
+    )
+    assert status == 2
+    assert "--nonsense" in told
+
+
 async def test_an_event_on_several_lines(server: StreamingServer) -> None:
     wanted = [server.publish(EVENT) for _ in range(2)]
     status, lines, _ = await run(

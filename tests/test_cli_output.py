@@ -23,7 +23,7 @@ import pytest
 from aiosfstream import SQLiteStorage
 from aiosfstream._cli.output import Output
 from aiosfstream.testing import StreamingServer
-from tests.commands import PATIENCE, environment, ids, read_all, run, start
+from tests.commands import PATIENCE, end, environment, ids, read_all, run, start
 from tests.support import EVENT, held, soon, until
 
 BIG = {"Text__c": "x" * 1000}
@@ -344,8 +344,7 @@ async def test_where_the_reader_may_use_the_terminal_each_state_has_its_line(
     assert process.stdout is not None
     await soon(process.stdout.readline(), PATIENCE)
     process.send_signal(signal.SIGINT)
-    assert await soon(process.wait(), PATIENCE) == 0
-    await process.stdout.read()
+    assert await end(process) == 0
     shown = await soon(reading, PATIENCE)
     assert "1 channel, connected\r\n" in shown
     assert "\x1b" not in shown

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 
 import pytest
 
 import aiosfstream
 from aiosfstream._cli.words import in_words
-from tests.test_error_texts import ADVISING, SITES
+from tests.test_error_texts import ADVISING, PACKAGE, SITES
 
 #: The modules whose errors a command can end with.
 MODULES = ("auth", "_oauth", "client", "exceptions", "_http", "_cometd", "replay", "storages")
@@ -24,15 +26,38 @@ WIRE = {
 OURS = re.compile(
     r"_authenticate\(\)|callable|verify_signature|should be an instance|is not a valid type"
     r"|belongs (behind|after) handshake|message creation date|json_dumps|processing of a message"
-    r"|needs redis-py|a str\b|without its constructor|Give it a ReplayMarker|session_factory"
+    r"|needs redis-py|a str\b|constructor|Give it a ReplayMarker|session_factory|^other_org should"
 )
+
+
+def logged() -> Iterator[str]:
+    """Give every text that is logged, at whatever level a person sees."""
+    for path in PACKAGE.rglob("*.py"):
+        module = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if module not in (*MODULES, "_reporter", "_in_flight", "_policy"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            shown = isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                *("LOGGER.warning", "LOGGER.error", "LOGGER.exception"),
+            )
+            table = isinstance(node, ast.Dict) and path.stem in ("_reporter", "events")
+            if shown or table:
+                yield from (
+                    re.sub(r"\{[^}]*\}", "X", part.value)
+                    for part in ast.walk(node)
+                    if isinstance(part, ast.Constant)
+                    and isinstance(part.value, str)
+                    and " " in part.value
+                )
+
+
 TEXTS = sorted(
     {
         re.sub(r"\{[^}]*\}", "X", site.text)
         for site in SITES
         if site.module.partition(".")[0] in MODULES and site.text and not OURS.search(site.text)
     }
-    | {text for text in ADVISING if not OURS.search(text)}
+    | {text for text in (*ADVISING, *logged()) if not OURS.search(text)}
 )
 PYTHON = re.compile(
     r"\b[a-z]+_[a-z_]+\b|\b\w+\(\)|\b(?:"

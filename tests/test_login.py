@@ -21,7 +21,7 @@ import trustme
 from aiosfstream import AuthenticationError, RefreshTokenAuthenticator
 from aiosfstream._cli.login import Tokens, challenge_of, code_of, log_in
 from aiosfstream.testing import CutAfter, Delay, Garble, OAuthError, Status, StreamingServer
-from tests.commands import PATIENCE, environment, start
+from tests.commands import PATIENCE, end, environment, start
 from tests.proxy import Proxy
 from tests.support import EVENT, FastAuthClient, receive, soon, until
 
@@ -293,7 +293,7 @@ async def test_logging_in_with_the_browser(server: StreamingServer, tmp_path: Pa
         async with browser.get(url) as answer:
             assert answer.status == 200
             assert "logged in" in await answer.text()
-    assert await soon(process.wait(), PATIENCE) == 0
+    assert await end(process) == 0
     assert output.read_text().strip() == server.refresh_token
     assert stat.S_IMODE(output.stat().st_mode) == 0o600
 
@@ -424,7 +424,7 @@ async def test_the_browser_gets_no_secret(server: StreamingServer, tmp_path: Pat
     for secret in (server.oauth.consumer_secret, server.oauth.password):
         assert secret not in text
     await browse(url)
-    assert await soon(process.wait(), PATIENCE) == 0
+    assert await end(process) == 0
 
 
 @pytest.mark.parametrize("form", ["", " %s", " -x %s"])
@@ -445,7 +445,7 @@ async def test_a_browser_in_the_foreground_holds_nothing_up(
     assert output.decode() == server.refresh_token + "\n"
     # Until then it has the standard error open.
     os.kill(int(pid.read_text()), signal.SIGKILL)
-    assert await soon(process.wait(), PATIENCE) == 0
+    assert await end(process) == 0
 
 
 async def test_a_module_in_the_working_directory_is_not_run(
@@ -460,7 +460,7 @@ async def test_a_module_in_the_working_directory_is_not_run(
     assert seen.read_text().strip() == url
     assert not (tmp_path / "run").exists()
     await browse(url)
-    assert await soon(process.wait(), PATIENCE) == 0
+    assert await end(process) == 0
 
 
 async def test_the_url_that_a_browser_elsewhere_ends_at_can_be_pasted(
@@ -489,7 +489,7 @@ async def test_an_input_that_ends_does_not_end_the_login(server: StreamingServer
     )
     await asyncio.sleep(0.2)
     assert (await browse(url))[0] == 200
-    assert await soon(process.wait(), PATIENCE) == 0
+    assert await end(process) == 0
 
 
 @pytest.mark.parametrize("port", ["0", "-1", "70000", "65536", "x", "1.5"])
@@ -558,7 +558,7 @@ async def test_secrets_may_come_from_files(server: StreamingServer, tmp_path: Pa
     env["SALESFORCE_CONSUMER_SECRET_FILE"] = str(file)
     process, url, _ = await begin("--no-browser", env=env)
     assert (await browse(url))[0] == 200
-    assert await soon(process.wait(), PATIENCE) == 0
+    assert await end(process) == 0
 
 
 async def test_the_code_goes_by_way_of_the_proxy(tmp_path: Path) -> None:
@@ -585,6 +585,6 @@ async def test_ctrl_c_ends_it_at_once(server: StreamingServer, tmp_path: Path) -
     env = environment(server, **browser_of(tmp_path, "exec sleep 3"))
     process, _, port = await begin(env=env)
     process.send_signal(signal.SIGINT)
-    assert await soon(process.wait(), PATIENCE) == 0
+    assert await end(process) == 0
     with pytest.raises(OSError):  # noqa: PT011 - whichever way it is refused
         await asyncio.open_connection("127.0.0.1", port)

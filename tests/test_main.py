@@ -53,7 +53,7 @@ async def test_the_version() -> None:
 
 
 async def test_every_command_has_help_and_the_options_of_all() -> None:
-    for command in ("check", "demo", "import-markers", "listen", "login"):
+    for command in ("check", "demo", "import-markers", "listen", "login", "markers"):
         status, lines, told = await run(command, "--help", env=environment())
         assert (status, told) == (0, "")
         for option in ("--log-level", "--verbose"):

@@ -796,6 +796,44 @@ async def test_receiving_goes_on_after_what_passes(
     assert len(seen.done) == len(set(seen.done))
 
 
+async def test_the_pauses_grow_while_receiving_fails(
+    server: StreamingServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(service, "FIRST_DELAY", 0.001)
+    monkeypatch.setattr(service, "LONGEST_DELAY", 0.064)
+    seen = Seen()
+    ids = [server.publish(EVENT) for _ in range(2)]
+    client = Troubled(server, *(ReplayError("The markers cannot be read") for _ in range(8)))
+    async with running(client, {EVENT: seen}):
+        await until(lambda: seen.done == ids)
+    delays = [
+        float(str(record.args[1]))
+        for record in caplog.records
+        if isinstance(record.args, tuple) and "Cannot receive" in record.getMessage()
+    ]
+    longest = [0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.064]
+    assert all(limit / 2 <= delay <= limit for delay, limit in zip(delays, longest, strict=True))
+
+
+async def test_a_channel_that_is_lost_for_now_is_subscribed_to_again(
+    server: StreamingServer,
+) -> None:
+    class Losing(Troubled):
+        async def receive(self) -> dict[str, Any]:
+            if self.errors and self.received == 1:
+                await self.unsubscribe(EVENT)
+            return await super().receive()
+
+    seen = Seen()
+    server.publish(EVENT)
+    limit = ServerError("Refused", {"error": "403::Subscription limit exceeded for this topic"})
+    client = Losing(server, limit)
+    async with running(client, {EVENT: seen, ORDER: seen}):
+        await until(lambda: client.errors == [] and EVENT in client.subscriptions)
+        number = server.publish(EVENT)
+        await until(lambda: number in seen.done)
+
+
 # The end
 
 

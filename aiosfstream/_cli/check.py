@@ -87,7 +87,8 @@ async def _who(
     info = await _user_info(authenticator, network)
     # The identity URL ends with the ids of the org and the user.
     _, org, user = ("//" + (authenticator.id or "")).rsplit("/", 2)
-    name = info.get("preferred_username") or getattr(authenticator, "username", "")
+    known = getattr(authenticator, "username", "")
+    name = info.get("preferred_username") or info.get("username") or known
     user = info.get("user_id") or user
     shown = f"{name} ({user})" if name and user else name or user
     return [

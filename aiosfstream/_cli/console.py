@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import sys
 from contextlib import suppress
 
 from .words import in_words
 
-__all__ = ["CommandError", "LogHandler", "UsageError", "clear_status", "say", "show_status"]
+__all__ = [
+    "CommandError",
+    "LogHandler",
+    "UsageError",
+    "clear_status",
+    "printable",
+    "say",
+    "show_status",
+]
 
 
 class CommandError(Exception):
@@ -34,14 +41,14 @@ class _StandardError:
 
     def say(self, text: str) -> None:
         """Write lines of their own."""
-        shown = "\n".join(map(_printable, text.splitlines()))
+        shown = "\n".join(map(printable, text.splitlines()))
         self._write(f"{self._take_away()}{shown}\n")
 
     def show(self, status: str) -> None:
         """Put a line at the end that the next one takes the place of."""
         # A longer one would take two lines, of which only the second could be taken away.
         width = shutil.get_terminal_size().columns
-        shown = _printable(status)[: width - 1]
+        shown = printable(status)[: width - 1]
         text = self._take_away() + shown
         self._status = shown
         self._write(text)
@@ -62,8 +69,11 @@ class _StandardError:
                 print(text, end="", file=sys.stderr, flush=True)
 
 
-def _printable(text: str) -> str:
-    """Leave out what would control the terminal."""
+def printable(text: str) -> str:
+    """Leave out what would control the terminal.
+
+    :param text: one line
+    """
     return "".join(character if character.isprintable() else " " for character in text)
 
 
@@ -103,14 +113,3 @@ class LogHandler(logging.Handler):
             say(in_words(self.format(record)))
         except Exception:  # noqa: BLE001 - as the handlers of the standard library do it
             self.handleError(record)
-
-
-def is_terminal(descriptor: int) -> bool:
-    """Say whether a person sees what is written to *descriptor*.
-
-    :param descriptor: an open file's number, or of one that is closed
-    """
-    try:
-        return os.isatty(descriptor)
-    except OSError:
-        return False

@@ -83,7 +83,10 @@ async def _open_storage(
         return ConstantReplayId(start)
     from ..storages.sqlite import SQLiteStorage
 
-    return await stack.enter_async_context(SQLiteStorage(options.state, default_id=start))
+    storage = await stack.enter_async_context(SQLiteStorage(options.state, default_id=start))
+    # From here on `markers` leaves the file alone, even while there is no connection yet.
+    await storage.open_for(None)
+    return storage
 
 
 async def print_events(

@@ -91,17 +91,9 @@ async def log_in(
     base = normalize_login_url(login_url)
     state, verifier = secrets.token_urlsafe(24), secrets.token_urlsafe(48)
     redirect = Redirect(state, f"http://localhost:{port}{CALLBACK}")
-    query = {
-        "response_type": "code",
-        "client_id": consumer_key,
-        "redirect_uri": redirect.uri,
-        "scope": SCOPE,
-        "state": state,
-        "code_challenge": challenge_of(verifier),
-        "code_challenge_method": "S256",
-    }
+    query = _authorization(consumer_key, redirect, state, verifier)
     async with _listening(redirect, port):
-        show(f"{base}{AUTHORIZE_PATH}?{urlencode(query)}")
+        show(f"{base}{AUTHORIZE_PATH}?{query}")
         answer = await _answer(redirect, pasted, timeout, base)
         try:
             exchange = CodeExchange(
@@ -118,6 +110,21 @@ async def log_in(
             raise
         redirect.tell("You are logged in.", 200)
     return tokens
+
+
+def _authorization(key: str, redirect: Redirect, state: str, verifier: str) -> str:
+    """Give the query that asks a person to authorize the app."""
+    return urlencode(
+        {
+            "response_type": "code",
+            "client_id": key,
+            "redirect_uri": redirect.uri,
+            "scope": SCOPE,
+            "state": state,
+            "code_challenge": challenge_of(verifier),
+            "code_challenge_method": "S256",
+        }
+    )
 
 
 async def _answer(

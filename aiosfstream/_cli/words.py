@@ -52,6 +52,15 @@ _WORDS: Final = tuple(
             r"\bsubscribe to it again, with a replay option if",
             "start again, with --fallback new or --fallback all if",
         ),
+        (
+            r"\bsubscribe with a replay id or keep markers to have it",
+            "with --state, or CHANNEL@ID, it would be",
+        ),
+        (
+            r", or pass other_org='start-anew' to [a-z ]*, for example after a",
+            "; after a",
+        ),
+        (r"(?<=; after a sandbox was refreshed)(?=\.)", ", begin a new one"),
         # The client
         (r"\bapi_version\b", "--api-version"),
         (r"\bgive a larger max_response_size\b", "that is more than this command takes"),

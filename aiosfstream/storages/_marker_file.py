@@ -65,6 +65,11 @@ WHERE :overwrites
 """
 _SELECT: Final = "SELECT date, replay_id FROM replay_markers WHERE channel = ?"
 _SELECT_ORG: Final = "SELECT value FROM replay_store WHERE name = 'org'"
+_SELECT_ALL: Final = "SELECT channel, date, replay_id FROM replay_markers ORDER BY channel"
+_DELETE: Final = "DELETE FROM replay_markers WHERE channel = ?"
+_SELECT_CONSUMERS: Final = "SELECT value FROM replay_store WHERE name GLOB 'consumer:*'"
+_STORE_CONSUMER: Final = "REPLACE INTO replay_store VALUES ('consumer:' || ?, ?)"
+_DELETE_CONSUMER: Final = "DELETE FROM replay_store WHERE name = 'consumer:' || ?"
 _STORE_ORG: Final = "REPLACE INTO replay_store VALUES ('org', ?)"
 
 
@@ -146,6 +151,45 @@ class MarkerFile:
                     database.executemany(_UPSERT, values)
             if self._must_checkpoint:
                 database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def read_all(self) -> dict[str, ReplayMarker]:
+        """Give every stored marker, by channel."""
+        with self._lock:
+            rows = self._connected().execute(_SELECT_ALL).fetchall()
+        return {channel: ReplayMarker(date, json.loads(value)) for channel, date, value in rows}
+
+    def delete(self, channel: str) -> None:
+        """Take a marker away.
+
+        :param channel: its channel
+        """
+        with self._lock:
+            self._connected().execute(_DELETE, (sound(channel),))
+
+    # Consumers
+
+    def note_consumer(self, name: str, note: str) -> None:
+        """Keep what a consumer says about itself.
+
+        :param name: tells it from others
+        :param note: what it says
+        """
+        with self._lock:
+            self._connected().execute(_STORE_CONSUMER, (name, note))
+
+    def forget_consumer(self, name: str) -> None:
+        """Take a consumer's note away.
+
+        :param name: its name
+        """
+        with self._lock:
+            self._connected().execute(_DELETE_CONSUMER, (name,))
+
+    def consumers(self) -> list[str]:
+        """Give the notes of consumers, whether or not they are still there."""
+        with self._lock:
+            rows = self._connected().execute(_SELECT_CONSUMERS).fetchall()
+        return [note for (note,) in rows]
 
     def note_org(self, org_id: str, *, may_start_anew: bool) -> None:
         """Note whose markers these are, and refuse or drop those of another org.

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
+import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from .._dates import AHEAD
 from ..exceptions import ReplayError
 from ..replay import DefaultReplayIdMixin, DurableStorage, ReplayMarker
+from ._presence import Presence, describe
 from ._values import NO_DATE, as_json, moment_of, short_id, sound
 
 try:
@@ -81,6 +85,10 @@ _PASSING: Final = (
 )
 
 
+#: What the notes of consumers are called after the prefix. The names of channels begin with a slash.
+CONSUMERS: Final = "consumers"
+
+
 class RedisStorage(DefaultReplayIdMixin, DurableStorage):
     """Keeps markers in Redis, for programs that run on more than one machine.
 
@@ -132,6 +140,7 @@ class RedisStorage(DefaultReplayIdMixin, DurableStorage):
         # store has been started anew.
         self._org = ""
         self._started_anew = False
+        self._presence = Presence()
 
     def __repr__(self) -> str:
         """Show the prefix; the client may hold a password."""
@@ -165,6 +174,46 @@ class RedisStorage(DefaultReplayIdMixin, DurableStorage):
                 org,
             )
         self._org, self._started_anew = org, what == "anew" or value == "1"
+        # A user of Redis may lack the rights for these. If a marker cannot be stored, that is an error.
+        with suppress(ReplayError):
+            await self._note_presence()
+            await self._forget_the_gone()
+
+    # Consumers
+
+    async def flush(self) -> None:
+        """Renew the note about this consumer, now and then. Markers are stored already."""
+        if self._presence.is_due:
+            with suppress(ReplayError):
+                await self._note_presence()
+
+    async def _note_presence(self) -> None:
+        key, note = self._prefix + CONSUMERS, self._presence.write()
+        await self._ask(key, lambda: self._client.hset(key, self._presence.name, note))
+
+    async def _notes(self) -> dict[str, str]:
+        key = self._prefix + CONSUMERS
+        found = await self._ask(key, lambda: self._client.hgetall(key))
+        return {_text(name) or "": _text(note) or "" for name, note in found.items()}
+
+    async def _forget_the_gone(self) -> None:
+        key = self._prefix + CONSUMERS
+        gone = [name for name, note in (await self._notes()).items() if describe(note) is None]
+        if gone:
+            await self._ask(key, lambda: self._client.hdel(key, *gone))
+
+    async def consumers(self) -> list[str]:
+        """Say which programs are using these markers: which process, on which machine, seen when.
+
+        A program counts from the opening of a client until some minutes after its last request. If it
+        ran on this machine, it counts until it ends.
+
+        :raises ReplayError: if Redis cannot be reached or refuses it
+        """
+        notes = (await self._notes()).values()
+        return [text for note in notes if (text := describe(note)) is not None]
+
+    # Markers
 
     async def get_replay_marker(self, subscription: str) -> ReplayMarker | None:
         """Give the stored marker, or None.
@@ -199,6 +248,29 @@ class RedisStorage(DefaultReplayIdMixin, DurableStorage):
         :raises ReplayError: if Redis cannot be reached or refuses it
         """
         await self._store(subscription, replay_marker, overwrites=False)
+
+    async def markers(self) -> dict[str, ReplayMarker]:
+        """Give every stored marker, by channel.
+
+        :raises ReplayError: if Redis cannot be reached, or has something else there
+        """
+        pattern = re.sub(r"([*?\[\]\\])", r"\\\1", self._prefix) + "/*"
+        keys = await self._ask(pattern, functools.partial(self._keys, pattern))
+        names = sorted({(_text(key) or "")[len(self._prefix) :] for key in keys})
+        found = {name: await self.get_replay_marker(name) for name in names}
+        return {name: marker for name, marker in found.items() if marker is not None}
+
+    async def _keys(self, pattern: str) -> list[bytes | str]:
+        return [key async for key in self._client.scan_iter(match=pattern, count=1000)]
+
+    async def delete_replay_marker(self, subscription: str) -> None:
+        """Delete a marker, so that its channel starts anew. Without one, nothing happens.
+
+        :param subscription: the channel, without a PushTopic filter's query
+        :raises ReplayError: if Redis cannot be reached or refuses it
+        """
+        key = self._key(subscription)
+        await self._ask(key, lambda: self._client.delete(key))
 
     async def _store(self, subscription: str, marker: ReplayMarker, *, overwrites: bool) -> None:
         key = self._key(subscription)

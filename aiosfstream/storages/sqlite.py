@@ -7,13 +7,14 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Literal
 
 from aiocometd.typing import JsonObject
 
 from .._internals import Slot
+from ..exceptions import ReplayError
 from ..replay import (
     DefaultReplayIdMixin,
     DurableStorage,
@@ -26,6 +27,7 @@ from ..replay import (
 )
 from ._groups import GROUP_DELAY, Groups, Pending
 from ._marker_file import MarkerFile
+from ._presence import Presence, describe
 from ._values import as_json
 
 __all__ = ["SQLiteStorage"]
@@ -41,12 +43,14 @@ class _State:
     :ivar groups: the markers to be committed, and the file
     :ivar commit_each: whether every marker is committed by itself
     :ivar may_start_anew: whether the markers of another org may be forgotten
+    :ivar presence: the note that tells others that a consumer is using the file
     """
 
     path: str
     groups: Groups
     commit_each: bool
     may_start_anew: bool
+    presence: Presence = field(default_factory=Presence)
 
 
 _STATES: Final[Slot[_State | None]] = Slot("SQLite file", lambda: None)
@@ -67,6 +71,13 @@ def groups_of(storage: SQLiteStorage) -> Groups:
     :param storage: the storage
     """
     return _state_of(storage).groups
+
+
+async def _note_presence(state: _State) -> None:
+    """Leave a note in the file that a consumer is using it."""
+    presence = state.presence
+    note = functools.partial(state.groups.file.note_consumer, presence.name, presence.write())
+    await state.groups.in_thread(note)
 
 
 class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
@@ -147,33 +158,83 @@ class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
         file = state.groups.file
         if org_id is None:
             await state.groups.in_thread(file.open)
+            await _note_presence(state)
             return
         await state.groups.in_thread(
             functools.partial(file.note_org, org_id, may_start_anew=state.may_start_anew)
         )
+        await _note_presence(state)
 
     async def flush(self) -> None:
         """Commit what is pending.
 
         :raises ReplayError: if that fails; it stays pending and is tried again with the next group
         """
-        await groups_of(self).flush()
+        state = _state_of(self)
+        await state.groups.flush()
+        if state.presence.is_due:
+            try:
+                await _note_presence(state)
+            except ReplayError as error:
+                # If a marker cannot be stored, that is an error. This is not.
+                LOGGER.warning("%s", error)
 
     def begin_flush(self) -> bool:
         """Begin to commit what is pending, without waiting for the end.
 
-        :return: True
+        :return: whether it is not necessary to wait for :meth:`flush` as well
         :raises ReplayError: the failure of the last attempt; another one has begun
         """
-        groups_of(self).begin()
-        return True
+        state = _state_of(self)
+        state.groups.begin()
+        # If it is due, flush() renews the note about this consumer.
+        return not state.presence.is_due
 
     async def close(self) -> None:
         """Commit what is pending and close the file. It is opened again when it is needed.
 
         :raises ReplayError: if something cannot be committed; the file is closed nevertheless
         """
-        await groups_of(self).close()
+        state = _state_of(self)
+        try:
+            await self.flush()
+            if state.presence.is_left:
+                state.presence.withdraw()
+                forget = functools.partial(state.groups.file.forget_consumer, state.presence.name)
+                await state.groups.in_thread(forget)
+        finally:
+            await state.groups.close()
+
+    async def markers(self) -> dict[str, ReplayMarker]:
+        """Give every stored marker, by channel.
+
+        :raises ReplayError: if the file cannot be read
+        """
+        await self.flush()
+        groups = groups_of(self)
+        return await groups.in_thread(groups.file.read_all)
+
+    async def delete_replay_marker(self, subscription: str) -> None:
+        """Delete a marker, so that its channel starts anew. Without one, nothing happens.
+
+        :param subscription: the channel, without a PushTopic filter's query
+        :raises ReplayError: if the file cannot be written
+        """
+        await self.flush()
+        groups = groups_of(self)
+        await groups.in_thread(functools.partial(groups.file.delete, subscription))
+
+    async def consumers(self) -> list[str]:
+        """Say which programs are using the file: which process, on which machine, seen when.
+
+        A program counts from the opening of a client until the storage is closed. If it was killed, it
+        no longer counts: at once if it ran on this machine, and after some minutes otherwise.
+
+        :raises ReplayError: if the file cannot be read
+        """
+        groups = groups_of(self)
+        notes = await groups.in_thread(groups.file.consumers)
+        return [text for note in notes if (text := describe(note)) is not None]
 
     async def get_replay_marker(self, subscription: str) -> ReplayMarker | None:
         """Give the last marker, committed or not.

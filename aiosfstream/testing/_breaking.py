@@ -34,12 +34,12 @@ class Breaking(Controlled):
 
     @control
     def allow(self, channel: str) -> None:
-        """Take back :meth:`deny`."""
+        """Undo :meth:`deny`."""
         self.parts.bayeux.denied.pop(channel, None)
 
     @control
     def limit_channels(self, *channels: str) -> None:
-        """Let only these channels exist; without arguments all do.
+        """Let only these channels exist. Without arguments, all exist.
 
         :raises ValueError: if no channel has one of the names
         """
@@ -89,7 +89,7 @@ class Breaking(Controlled):
 
     @control
     def replace_org(self, org_id: str | None = None) -> None:
-        """Put another org in the place of this one: tokens, sessions and events are gone.
+        """Replace this org with another one. Tokens, sessions and events are gone.
 
         The replay ids begin again, and the identity URL names another org.
 
@@ -112,9 +112,9 @@ class Breaking(Controlled):
 
     @control
     def pause(self) -> Awaitable[None]:
-        """Refuse connections from now on, and cut those that there are.
+        """Refuse connections from now on, and cut the open ones.
 
-        :return: nothing of interest; it may be awaited, so that clients notice
+        :return: nothing of interest. Await it to let clients notice
         """
         self._go_down()
         return Done()
@@ -127,7 +127,7 @@ class Breaking(Controlled):
     def resume(self) -> Awaitable[None]:
         """Accept connections again, at the same port.
 
-        :return: nothing of interest; it may be awaited
+        :return: nothing of interest. It may be awaited
         """
         self.parts.addresses.running.resume()
         return Done()
@@ -136,7 +136,7 @@ class Breaking(Controlled):
     def restart(self) -> Awaitable[None]:
         """Go down, forget every session, and come up again at the same port.
 
-        :return: nothing of interest; it may be awaited, so that clients notice
+        :return: nothing of interest. Await it to let clients notice
         """
         self._go_down()
         self.expire_sessions()
@@ -152,8 +152,8 @@ class Breaking(Controlled):
             port
         :param status: how the old one answers CometD requests; 3xx: with the new one as the location;
             None: not at all
-        :return: nothing of interest; it may be awaited
-        :raises ValueError: if *status* is none of a refusal
+        :return: nothing of interest. It may be awaited
+        :raises ValueError: if *status* is not that of a refusal
         """
         if status is not None and not 300 <= status <= 599:
             raise ValueError(
@@ -176,18 +176,18 @@ class Breaking(Controlled):
         answering: Callable[[Any], bool] | None = None,
         times: int | None = 1,
     ) -> PlannedFaults:
-        """Let the next matching requests meet with faults.
+        """Plan faults for the next matching requests.
 
-        :param faults: what goes wrong, put together, such as ``Delay(1), CutAfter()``
+        :param faults: what goes wrong, in this order, such as ``Delay(1), CutAfter()``
         :param on: ``token``, ``authorize``, ``identity``, or the channel of the request's first
             message; None: any request
         :param when: says whether a request matches
         :param answering: called with the answer as parsed from JSON, says whether it matches; a
             connect that is held already can meet such faults
         :param times: how many requests; None: every one, until :meth:`clear_faults`
-        :return: what was planned; it counts how often it is met
-        :raises TypeError: if something among *faults* is no fault
-        :raises ValueError: if *on* is no name of a request, or no request can meet the faults
+        :return: the plan, which counts how often it was used
+        :raises TypeError: if one of *faults* is not a fault
+        :raises ValueError: if *on* is not the name of a request, or the faults cannot happen to it
         """
         planned = check(PlannedFaults(faults, on, when, answering, times))
         self.parts.plan.add(planned)
@@ -195,7 +195,7 @@ class Breaking(Controlled):
 
     @control
     def clear_faults(self, *planned: PlannedFaults) -> None:
-        """Forget faults that are still to be met.
+        """Forget planned faults.
 
         :param planned: what :meth:`add_fault` gave; without arguments, all of them
         """

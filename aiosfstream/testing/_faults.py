@@ -22,15 +22,15 @@ class Fault:
 
 @dataclass(frozen=True)
 class Early(Fault):
-    """The base of those that are met before the request is looked at."""
+    """The base of the faults that happen before the request is read."""
 
 
 @dataclass(frozen=True)
 class Status(Early):
-    """Answer with an HTTP status and body, without looking at the request.
+    """Answer with an HTTP status and body, without reading the request.
 
     :ivar status: the status
-    :ivar body: the body: a page, a JSON text, nothing
+    :ivar body: the body, such as a page, JSON or nothing
     :ivar headers: headers of any size, such as ``{"Retry-After": "5"}``
     :ivar content_type: the type of the body
     """
@@ -43,11 +43,11 @@ class Status(Early):
 
 @dataclass(frozen=True)
 class Refuse(Early):
-    """Answer with an unsuccessful Bayeux message, without looking at the request.
+    """Answer with an unsuccessful Bayeux message, without reading the request.
 
     :ivar error: the ``error`` field
-    :ivar failure_reason: ``ext.sfdc.failureReason``, if there is to be one
-    :ivar advice: the ``advice`` field, if there is to be one
+    :ivar failure_reason: ``ext.sfdc.failureReason``; None: leave it out
+    :ivar advice: the ``advice`` field; None: leave it out
     :ivar bare: leave out channel, id and client id, as some servers do
     :ivar status: the HTTP status
     :ivar headers: headers, such as ``{"Retry-After": "5"}``
@@ -79,10 +79,10 @@ class OAuthError(Early):
 
 @dataclass(frozen=True)
 class Delay(Fault):
-    """Wait before the request is looked at.
+    """Wait before reading the request.
 
     :ivar seconds: how long
-    :ivar after: wait with the answer instead, when what was asked for is done
+    :ivar after: do what the request asks, and wait with the answer instead
     """
 
     seconds: float
@@ -91,10 +91,10 @@ class Delay(Fault):
 
 @dataclass(frozen=True)
 class Hold(Fault):
-    """Wait until told, before the request is looked at.
+    """Wait until a gate opens, before reading the request.
 
-    :ivar until: what is waited for: a :class:`Gate`, or an ``asyncio.Event`` of the server's event loop
-    :ivar after: wait with the answer instead, when what was asked for is done
+    :ivar until: what to wait for: a :class:`Gate`, or an ``asyncio.Event`` of the server's event loop
+    :ivar after: do what the request asks, and wait with the answer instead
     """
 
     until: Waitable
@@ -108,11 +108,11 @@ class Hang(Early):
 
 @dataclass(frozen=True)
 class CutBefore(Early):
-    """Cut the connection without looking at the request.
+    """Cut the connection without reading the request.
 
     :ivar reset: cut it with a TCP reset, instead of closing it
-    :ivar reused: only a connection that has carried a request before, as a server does that closes idle
-        ones in the moment in which the client uses them again
+    :ivar reused: only a connection that has carried a request before, like a server that closes idle
+        connections at the moment when the client uses them again
     """
 
     reset: bool = False
@@ -121,7 +121,7 @@ class CutBefore(Early):
 
 @dataclass(frozen=True)
 class CutAfter(Fault):
-    """Do what is asked, then cut the connection: events in the answer count as delivered.
+    """Do what the request asks, then cut the connection. Events in the answer count as delivered.
 
     :ivar reset: cut it with a TCP reset, instead of closing it
     """
@@ -141,7 +141,7 @@ class Truncate(Fault):
 
 @dataclass(frozen=True)
 class Garble(Fault):
-    """Do what is asked, but answer with something else, with HTTP status 200.
+    """Do what the request asks, but answer with something else and HTTP status 200.
 
     :ivar body: what to answer with; it may be empty
     """
@@ -168,7 +168,7 @@ class Duplicate(Fault):
 
 @dataclass(frozen=True)
 class ForgetSession(Early):
-    """Forget the session of the request first, as when its routing cookie has expired."""
+    """Forget the session of the request first, like when its routing cookie has expired."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class RevokeTokens(Early):
 
 @dataclass(frozen=True)
 class Call(Early):
-    """Call a function before the request is looked at, for whatever there is no fault for.
+    """Call a function before reading the request, for anything that has no fault of its own.
 
     :ivar function: called with the request, in the server's thread; it must not block
     """
@@ -191,7 +191,7 @@ class Alter(Fault):
     """Change the answer: leave out fields, turn ids into numbers, add messages.
 
     :ivar function: called with the answer as parsed from JSON, a list of messages or the object of
-        a token endpoint; gives what is sent in its place
+        a token endpoint; returns what to send instead
     """
 
     function: Callable[[Any], Any]
@@ -201,7 +201,7 @@ class Alter(Fault):
 class AlterBody(Fault):
     """Change the bytes of the answer: invalid UTF-8, raw control characters, other JSON.
 
-    :ivar function: called with the body; gives what is sent in its place
+    :ivar function: called with the body; returns what to send instead
     """
 
     function: Callable[[bytes], bytes]
@@ -216,7 +216,7 @@ class ByteOrderMark(Fault):
 class Compress(Fault):
     """Compress the answer.
 
-    :ivar encoding: what is told: ``gzip``, ``x-gzip`` or ``deflate``
+    :ivar encoding: the ``Content-Encoding``: ``gzip``, ``x-gzip`` or ``deflate``
     """
 
     encoding: str = "gzip"
@@ -224,9 +224,9 @@ class Compress(Fault):
 
 @dataclass(frozen=True)
 class Head(Fault):
-    """Send the true answer with another status or other headers.
+    """Send the real answer with another status or more headers.
 
-    :ivar status: the HTTP status; None: the true one
+    :ivar status: the HTTP status; None: the real one
     :ivar headers: headers that are added
     """
 
@@ -236,9 +236,9 @@ class Head(Fault):
 
 @dataclass(frozen=True)
 class Insert(Fault):
-    """Put values among the messages of the answer, such as ``None``, a text, ``{}`` or a list.
+    """Put other values among the messages of the answer, such as ``None``, a string, ``{}`` or a list.
 
-    :ivar values: what is put in
+    :ivar values: the values
     :ivar first: whether before the messages, instead of after them
     """
 
@@ -292,7 +292,7 @@ class Overtake(Early):
 class HoldBody(Fault):
     """Send the first bytes of the answer, and the rest when told.
 
-    :ivar until: what is waited for: a :class:`Gate`, or an ``asyncio.Event`` of the server's event loop
+    :ivar until: what to wait for: a :class:`Gate`, or an ``asyncio.Event`` of the server's event loop
     :ivar size: how many bytes are sent before; None: half of them
     """
 

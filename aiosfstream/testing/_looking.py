@@ -52,7 +52,7 @@ class Looking(Controlled):
     async def wait_for(
         self, predicate: Callable[[StreamingServer], object], timeout: float = 5.0
     ) -> None:
-        """Wait until *predicate* holds; it is asked whenever a request arrives or is answered.
+        """Wait until *predicate* holds. It is called whenever a request arrives or is answered.
 
         :param predicate: called with the server, in its thread
         :param timeout: seconds

@@ -12,7 +12,7 @@ from ._parts import Controlled, control
 
 
 class Publishing(Controlled):
-    """What an org publishes and keeps."""
+    """What an org publishes and stores."""
 
     @control
     def publish(
@@ -23,16 +23,16 @@ class Publishing(Controlled):
         date: datetime | None = None,
         replay_id: Any = None,
     ) -> int | str:
-        """Publish an event, wrapped as Salesforce does for the kind of channel.
+        """Publish an event in the form that Salesforce uses for the kind of channel.
 
         :param channel: ``/event/...``, ``/data/...``, ``/topic/...`` or ``/u/...``
-        :param payload: the record's fields; text for a generic event. The fields of a
+        :param payload: the fields; a string for a generic event. The fields of a
             ``ChangeEventHeader`` in it replace those of the header.
         :param date: when it was created; None: now
-        :param replay_id: its replay id, which other events may have as well; None: a new one
+        :param replay_id: its replay id, which may be that of another event; None: a new one
         :return: its replay id
-        :raises TypeError: if the channel is no text
-        :raises ValueError: if no event can be published on such a channel
+        :raises TypeError: if the channel is not a string
+        :raises ValueError: if the channel is not one to publish on
         """
         return self._publish([(channel, payload)], date, replay_id)[0]
 
@@ -45,8 +45,8 @@ class Publishing(Controlled):
         :param events: channels and payloads
         :param date: when they were created; None: now
         :return: their replay ids
-        :raises TypeError: if a channel is no text
-        :raises ValueError: if no event can be published on such a channel
+        :raises TypeError: if a channel is not a string
+        :raises ValueError: if the channel is not one to publish on
         """
         return self._publish(list(events), date, None)
 
@@ -70,14 +70,14 @@ class Publishing(Controlled):
 
     @control
     def publish_data(self, channel: str, data: Any, replay_id: Any = None) -> int | str:
-        """Publish an event with *data* as it is, however odd.
+        """Publish an event with exactly this *data*, however odd.
 
         :param channel: the channel
         :param data: the message's ``data``
-        :param replay_id: the id that it can be resumed behind; None: a new one
+        :param replay_id: its replay id; None: a new one
         :return: that id
-        :raises TypeError: if the channel is no text
-        :raises ValueError: if no event can be published on such a channel
+        :raises TypeError: if the channel is not a string
+        :raises ValueError: if the channel is not one to publish on
         """
         check_publishable(channel)
         stored_id: int | str = self.parts.bus.next_id() if replay_id is None else replay_id
@@ -93,10 +93,10 @@ class Publishing(Controlled):
 
     @control
     def discard_events(self, channel: str | None = None, *, keep: int = 0) -> None:
-        """Let the retention window pass: discarded ids are invalid from then on.
+        """Let the retention window pass. Discarded ids are invalid from then on.
 
         :param channel: the channel; None: all of them
-        :param keep: how many of the newest events stay
+        :param keep: how many of the newest events to keep
         """
         if channel is not None:
             check_channel(channel)
@@ -104,16 +104,16 @@ class Publishing(Controlled):
 
     @control
     def reset_ids(self) -> None:
-        """Let the replay ids begin again, as in an org that was migrated or restored.
+        """Start the replay ids again, like in an org that was migrated or restored.
 
-        What is retained is discarded, and the ids to come are the same as those at first.
+        Stored events are discarded, and the next ids are the same as the first ones.
         """
         self.parts.bus.discard(None, 0)
         self.parts.bus.reset_ids()
 
     @control
     def add_members(self, channel: str, *members: str, own_names: bool = True) -> None:
-        """Let a channel carry the events of others as well: a custom channel, or a wildcard.
+        """Let a channel carry the events of other channels: a custom channel or a wildcard.
 
         ``/data/ChangeEvents`` carries all change events from the start, under its own name.
 
@@ -121,7 +121,7 @@ class Publishing(Controlled):
         :param members: the others, with ``*`` for anything
         :param own_names: whether events come with the name of the channel that they were published
             on, instead of the subscribed one's
-        :raises ValueError: if a name is none of a channel
+        :raises ValueError: if a name is not that of a channel
         """
         for name in (channel, *members):
             check_channel(name)
