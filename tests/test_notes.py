@@ -236,6 +236,24 @@ async def test_blocks_of_messages_that_came_ahead() -> None:
     assert storage.writes == [1, 3, 50]
 
 
+async def test_the_end_of_a_backlog_may_be_older_than_what_has_finished_before_it() -> None:
+    storage = SlowStorage()
+    early, last = numbered(50), numbered(2)
+    hold_back(storage, early)
+    release(storage, CHANNEL, after=last)
+    slow, newer, end, ahead = (
+        storage(message) for message in (numbered(1), numbered(70), last, early)
+    )
+    for block in (ahead, newer, end):
+        async with block:
+            pass
+    assert storage.writes == []
+    async with slow:
+        pass
+    assert stored_id(storage) == 70
+    assert notes_of(storage).special == {}
+
+
 async def test_the_end_of_a_backlog_that_fails_ends_it_with_the_next_message() -> None:
     storage = SlowStorage()
     early, last = numbered(50), numbered(1)

@@ -849,6 +849,23 @@ def test_the_direct_way_has_the_same_results(
     assert set(notes_of(direct).special) == set(notes_of(extracting).special)
 
 
+@pytest.mark.parametrize("make", [platform, push_topic, generic, change])
+def test_the_usual_events_take_the_direct_way(make: Callable[..., Message]) -> None:
+    def date(number: int) -> Any:
+        return 1501010206653 + number if make is change else f"2017-04-09T18:31:40.{number:03}Z"
+
+    first, *others = (make(number, date(number), CHANNEL) for number in (1, 2, 2, 3))
+    storage = MappingStorage({})
+    asyncio.run(storage.extract_replay_id(first))
+    store = direct_store_of(storage)
+    assert store is not None
+    assert [store(message) for message in others] == [True] * 3
+    assert storage.mapping[CHANNEL] == ReplayMarker(str(date(3)), 3)
+    # Out of order within a moment, or without an id: with a second look.
+    assert not store(make(2, date(3), CHANNEL))
+    assert not store(make(None, date(4), CHANNEL))
+
+
 def test_the_direct_way_reports_a_mapping_that_fails() -> None:
     class Full(dict[str, Any]):
         def __setitem__(self, key: str, value: Any) -> None:

@@ -247,3 +247,28 @@ def test_a_value_of_any_depth_is_looked_at() -> None:
     for _ in range(10_000):
         value = [value]
     assert without_secrets(value, [TOKEN])
+
+
+@pytest.mark.parametrize(
+    ("text", "secrets", "shown"),
+    [
+        # What was no secret becomes one when the line breaks go.
+        ("<my\nown  secret>", ["my own secret"], f"<{MASK}>"),
+        ("<abcdefgh>", ["abcdefgh", "cdef"], f"<{MASK}>"),
+        ("<abcdefgh>", ["abcdef", "cdefgh"], f"<{MASK}>"),
+        ("<aaaaaa>", ["aaaa"], f"<{MASK}>"),
+        ("<abcdabcd>", ["abcd"], f"<{MASK}{MASK}>"),
+    ],
+)
+def test_secrets_that_overlap_are_masked_as_a_whole(
+    text: str, secrets: list[str], shown: str
+) -> None:
+    line = fit(text, secrets=secrets)
+    assert line in (shown, shown.replace(MASK * 2, MASK))
+
+
+@pytest.mark.parametrize("offset", range(0, len(TOKEN), 7))
+def test_however_often_a_secret_stands_there_no_part_of_it_is_shown(offset: int) -> None:
+    line = fit("x" * offset + (TOKEN + " ") * 1000, secrets=[TOKEN])
+    assert "00D" not in line
+    assert "AQc" not in line

@@ -12,7 +12,8 @@ async def main() -> None:
         os.environ["SALESFORCE_CONSUMER_SECRET"],
         login_url=os.environ["SALESFORCE_LOGIN_URL"],
     )
-    # A shelf holds pickles: who can write the file, can run code in this program.
+    # A shelf holds pickles: whoever can write the file can run code in this program.
+    os.umask(0o077)
     with shelve.open("markers") as markers:
         async with Client(authenticator, replay=markers) as client:
             await client.subscribe("/event/Low_Ink__e")

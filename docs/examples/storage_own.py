@@ -45,6 +45,8 @@ async def main() -> None:
         os.environ["SALESFORCE_CONSUMER_SECRET"],
         login_url=os.environ["SALESFORCE_LOGIN_URL"],
     )
+    # The file is for this user alone.
+    os.umask(0o077)
     database = sqlite3.connect("results.db")
     storage = ResultsStorage(database)
     client = Client(

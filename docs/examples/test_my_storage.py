@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ class JsonFile(ReplayMarkerStorage):
     def read(self) -> dict[str, Any]:
         return json.loads(self.path.read_text("utf-8")) if self.path.exists() else {}
 
+    def write(self, markers: dict[str, Any]) -> None:
+        # Replace the file in one step, so that a crash leaves the old or the new one.
+        # It is for this user alone, and no link is followed.
+        draft = self.path.with_suffix(".draft")
+        draft.unlink(missing_ok=True)
+        with open(draft, "x", encoding="utf-8", opener=private) as file:
+            json.dump(markers, file)
+        draft.replace(self.path)
+
     async def get_replay_marker(self, subscription: str) -> ReplayMarker | None:
         stored = self.read().get(subscription)
         return None if stored is None else ReplayMarker(*stored)
@@ -25,11 +35,11 @@ class JsonFile(ReplayMarkerStorage):
     async def set_replay_marker(
         self, subscription: str, replay_marker: ReplayMarker
     ) -> None:
-        markers = {**self.read(), subscription: replay_marker}
-        # Replace the file in one step, so that a crash leaves the old or the new one.
-        draft = self.path.with_suffix(".draft")
-        draft.write_text(json.dumps(markers), "utf-8")
-        draft.replace(self.path)
+        self.write({**self.read(), subscription: replay_marker})
+
+
+def private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def test_my_storage(tmp_path: Path) -> None:
