@@ -12,6 +12,7 @@ from aiosfstream._cometd import exchange as module
 from aiosfstream._cometd.messages import MAX_HOLD
 from aiosfstream._http.deadline import limits_for
 from aiosfstream._http.failures import Failure, Trouble
+from aiosfstream._text import Secret
 from aiosfstream.exceptions import AuthenticationError, ReplayError, TransportError
 from tests.bench import Bench, bench
 from tests.support import soon, until
@@ -33,7 +34,8 @@ async def test_what_is_sent() -> None:
         assert isinstance(reply, dict)
         assert (reply["id"], reply["successful"], events) == (message["id"], True, 0)
         [headers] = made.headers
-        assert headers["Authorization"] == made.exchange.authorization == "Bearer token"
+        assert headers["Authorization"] == "Bearer token"
+        assert made.exchange.authorization == Secret("Bearer token")
         assert headers["Content-Type"] == "application/json;charset=UTF-8"
         assert headers["Accept"] == "application/json"
         # The token's extension is the last out and the first in.

@@ -74,13 +74,8 @@ def check(error: AiosfstreamException | None, tokens: list[str], server: Streami
         assert leaks_of(error, secrets) == []
 
 
-#: The engine hands on what a server has said of the token.
-ECHO = pytest.mark.xfail(strict=True, reason="a Bayeux refusal that repeats the token")
-CASES = [pytest.param(name, marks=ECHO if name == "refused" else ()) for name in FAULTS]
-
-
 @pytest.mark.parametrize("on", ["/meta/handshake", "/meta/connect"])
-@pytest.mark.parametrize("fault", CASES)
+@pytest.mark.parametrize("fault", FAULTS)
 async def test_opening_makes_nothing_public(fault: str, on: str) -> None:
     async with StreamingServer() as server:
         tokens = issued(server)
@@ -94,7 +89,7 @@ async def test_opening_makes_nothing_public(fault: str, on: str) -> None:
 
 
 @pytest.mark.parametrize("on", ["/meta/subscribe", "/meta/connect", "/u/x"])
-@pytest.mark.parametrize("fault", CASES)
+@pytest.mark.parametrize("fault", FAULTS)
 async def test_a_stream_makes_nothing_public(
     fault: str, on: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -119,7 +114,6 @@ async def test_a_stream_makes_nothing_public(
             assert not any(token in str(record.__dict__) for token in tokens)
 
 
-@pytest.mark.xfail(strict=True, reason="the header is in a frame of the transport")
 async def test_the_outer_time_out_of_a_request_shows_nothing() -> None:
     async with StreamingServer() as server:
         tokens = issued(server)

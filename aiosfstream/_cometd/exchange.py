@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple
 
@@ -17,7 +18,7 @@ from .._http.bodies import Dumper, Loader, dump_json
 from .._http.deadline import limits_for
 from .._http.failures import Answer, Failure, Trouble
 from .._http.post import post
-from .._text import Secret
+from .._text import Secret, without_secrets
 from ..events import ConnectionEvent
 from ..exceptions import (
     AiosfstreamException,
@@ -42,6 +43,8 @@ from .states import Host
 
 LOGGER = logging.getLogger(__name__)
 
+#: How many of the last tokens are looked for in refusals.
+MAX_TOKENS: Final = 8
 #: Seconds without an event of a backlog after which it counts as through.
 BACKLOG_PAUSE: Final = 0.25
 #: Seconds that events of another answer wait for a connect's answer, of which nothing has come yet:
@@ -107,6 +110,8 @@ class Exchange:
         self.http_session: aiohttp.ClientSession | None = http_session
         #: The ``Authorization`` header of the last request.
         self.authorization: Secret | None = None
+        # The last tokens, which a refusal may repeat.
+        self._tokens: deque[Secret] = deque(maxlen=MAX_TOKENS)
         self._session = session
         self._mailbox = mailbox
         self._settings = settings
@@ -135,11 +140,11 @@ class Exchange:
         :return: the reply or why there is none, and how many events were delivered
         :raises ReplayError: if the marker storage fails and is needed
         """
-        payload, headers = [message], dict(_HEADERS)
+        envelope = _Envelope(message)
         try:
-            await self._outgoing(payload, headers, subscription)
+            await self._outgoing(envelope, subscription)
             http_session = self._open_session()
-            body = dump_json(payload, self._settings.json_dumps)
+            envelope.body = dump_json(envelope.payload, self._settings.json_dumps)
         except AuthenticationError as error:
             return _not_sent(Trouble.UNAUTHORIZED, error), 0
         except TransportError as error:
@@ -147,8 +152,8 @@ class Exchange:
         ticket = self._session.send(message, stale=stale)
         messages: list[JsonObject] | Failure | None = None
         try:
-            answer = await self._post(http_session, body, headers, message, hold)
-            messages = await self._understood(answer, headers)
+            answer = await self._post(http_session, envelope, hold)
+            messages = await self._understood(answer, envelope)
         finally:
             if messages is None or isinstance(messages, Failure):
                 lost = messages is None or messages.trouble in (Trouble.LOST, Trouble.UNREADABLE)
@@ -159,13 +164,11 @@ class Exchange:
 
     # Sending
 
-    async def _outgoing(
-        self, payload: list[JsonObject], headers: dict[str, str], subscription: Subscription | None
-    ) -> None:
+    async def _outgoing(self, envelope: _Envelope, subscription: Subscription | None) -> None:
         known = subscription is not None and subscription.stamp is not None
         for extension in self._settings.extensions():
             try:
-                await extension.outgoing(payload, headers)
+                await extension.outgoing(envelope.payload, envelope.headers)
             except ReplayError as error:
                 if not known:
                     raise
@@ -182,10 +185,11 @@ class Exchange:
                     " subscribe again."
                 ) from error
         if subscription is not None:
-            self._session.channels.stamp(payload[0], subscription, time.time())
-        await self._settings.auth.outgoing(payload, headers)
-        authorization = headers.get("Authorization")
-        self.authorization = None if authorization is None else Secret(authorization)
+            self._session.channels.stamp(envelope.payload[0], subscription, time.time())
+        await self._settings.auth.outgoing(envelope.payload, envelope.headers)
+        if envelope.authorization != self.authorization:
+            self.authorization = envelope.authorization
+            self._tokens.append(envelope.token)
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self.http_session is None:
@@ -202,13 +206,11 @@ class Exchange:
     async def _post(
         self,
         http_session: aiohttp.ClientSession,
-        body: bytes,
-        headers: dict[str, str],
-        message: JsonObject,
+        envelope: _Envelope,
         hold: float,
     ) -> Answer | Failure:
         settings, hold = self._settings, min(hold, MAX_HOLD)
-        connecting = message["channel"] == CONNECT
+        connecting = envelope.channel == CONNECT
         quiet: asyncio.TimerHandle | None = None
         if connecting:
             self._connecting, self._answering = True, False
@@ -219,12 +221,12 @@ class Exchange:
             return await post(
                 http_session,
                 self.url,
-                body,
-                headers,
+                envelope.body,
+                envelope.headers,
                 limits=limits_for(settings.request_timeout, hold),
                 ssl=settings.ssl,
                 max_size=settings.max_response_size,
-                repeatable=message["channel"] in _HARMLESS,
+                repeatable=envelope.channel in _HARMLESS,
                 started=self._note_answer if connecting else None,
             )
         finally:
@@ -243,13 +245,14 @@ class Exchange:
     # Answers
 
     async def _understood(
-        self, answer: Answer | Failure, headers: dict[str, str]
+        self, answer: Answer | Failure, envelope: _Envelope
     ) -> list[JsonObject] | Failure:
         """Give the messages of an answer, after the extensions have seen them."""
         if isinstance(answer, Failure):
             return answer
-        authorization = headers.get("Authorization", "")
-        messages = bayeux_messages(answer, self._settings.json_loads, authorization)
+        messages = bayeux_messages(
+            answer, self._settings.json_loads, envelope.headers.get("Authorization", "")
+        )
         if isinstance(messages, Failure):
             return messages
         received: Any = answer.headers
@@ -275,7 +278,7 @@ class Exchange:
             if events == 1:
                 # The reader has it before the next request is prepared.
                 await asyncio.sleep(0)
-        reply = self._session.take_reply(others, ticket)
+        reply = self._session.take_reply([self._cleaned(one) for one in others], ticket)
         if reply is None:
             return self._no_reply(ticket.request), events
         return reply, events
@@ -302,6 +305,13 @@ class Exchange:
             self._backlog_alarm.cancel()
             self._backlog_alarm = None
 
+    def _cleaned(self, message: JsonObject) -> JsonObject:
+        """Give a message of an answer without the tokens, which a refusal may repeat."""
+        if message.get("successful") is True:
+            return message
+        cleaned: JsonObject = without_secrets(message, self._tokens)
+        return cleaned
+
     def _keep_waiting(self, messages: list[JsonObject], ticket: Ticket) -> list[JsonObject]:
         """Let the events of an answer wait for the connect under way; give the other messages."""
         others = [one for one in messages if not is_event(one) or "successful" in one]
@@ -326,6 +336,30 @@ class Exchange:
             " check that the URL is that of a CometD server"
         )
         return Failure(Trouble.LOST, error)
+
+
+class _Envelope:
+    """A message that is sent, with its headers: what an error tracker shows of it holds no token.
+
+    :param message: the message
+    """
+
+    def __init__(self, message: JsonObject) -> None:
+        self.payload = [message]
+        self.headers = dict(_HEADERS)
+        self.body = b""
+        self.channel: str = message["channel"]
+
+    @property
+    def authorization(self) -> Secret | None:
+        """The ``Authorization`` header."""
+        value = self.headers.get("Authorization")
+        return None if value is None else Secret(value)
+
+    @property
+    def token(self) -> Secret:
+        """The token in that header."""
+        return Secret(self.headers.get("Authorization", "").rpartition(" ")[2])
 
 
 def _not_sent(trouble: Trouble, error: AiosfstreamException) -> Failure:
