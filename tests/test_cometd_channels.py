@@ -335,6 +335,15 @@ def test_a_broad_subscription_beside_an_exact_one_moves_with_its_events() -> Non
     assert table.channels.aliases == {"/data/ContactChangeEvent": ALL_CHANGES}
 
 
+def test_a_broad_subscription_has_no_part_in_events_that_it_does_not_cover() -> None:
+    for channels in (("/event/*",), ("/event/*", "/topic/T")):
+        table = Table().open(*channels)
+        table.connect(event("/topic/T", 5))
+        assert table.channels.aliases == {}
+        table.lose_session()
+        assert table.renew()[0] is None
+
+
 def test_an_event_comes_once_though_two_subscriptions_bring_it() -> None:
     table = Table().open(CHANGE, ALL_CHANGES)
     assert len(table.connect(event(CHANGE, 1), event(CHANGE, 1))) == 1

@@ -247,6 +247,13 @@ async def test_a_server_without_the_replay_extension_is_told(
         warnings = [one for one in caplog.records if "replay extension" in one.getMessage()]
         assert len(warnings) == 2
         assert polling.last_handshake is not None
+        # Once it is open, neither is of use to anybody.
+        polling.last_handshake = None
+        made.table.recovery.opening = False
+        made.table.lose_session()
+        await polling.step()
+        assert polling.last_handshake is None
+        assert len([one for one in caplog.records if "extension" in one.getMessage()]) == 2
 
 
 async def test_a_delay_passes_before_a_step() -> None:
