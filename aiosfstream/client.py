@@ -335,7 +335,7 @@ class Client(BaseClient):
         :raises ServerError: if the handshake or the first connect is refused
         :raises ReplayError: if the replay storage cannot be used, or belongs to another org
         """
-        await super().open()
+        return await super().open()
 
     @translate_errors
     async def close(self) -> None:
@@ -346,12 +346,13 @@ class Client(BaseClient):
         still be received.
         """
         was_open = not self.closed
-        await super().close()
+        returned: None = await cast("Any", super()).close()
         if was_open:
             policy = policy_of(self)
             await _store_the_last(self, policy)
             if not _has_ended(self):
                 policy.options.report(ConnectionEvent(ConnectionEventKind.CLOSED))
+        return returned
 
     # Channels
 
