@@ -137,42 +137,41 @@ class Client(BaseClient):
                 ...
 
     While it is open, every event of a subscribed channel is delivered once and in the server's
-    order, across lost sessions, revoked tokens and broken connections. It may be made outside an
+    order, across lost sessions, revoked tokens and broken connections. A client may be made outside an
     event loop, and opened again after it was closed.
 
     :param authenticator: how to log in
     :param replay: which events to start from: a :class:`~aiosfstream.ReplayOption`, a
         :class:`~aiosfstream.ReplayMarkerStorage`, or a mutable mapping of channels to markers or
-        replay ids, in which markers are stored as well. None: new events
+        replay ids, which is kept up to date. None: new events
     :param replay_fallback: where to start a channel whose replay id the server refuses as invalid or
-        out of the retention window, at the first subscription and at every later one; None: report
-        the refusal as :exc:`~aiosfstream.ServerError`
+        too old, at the first subscription and at each later one; None: raise
+        :exc:`~aiosfstream.ServerError`
     :param replay_storage_policy: when the marker of a message is stored
     :param connection_timeout: seconds that the connection may be lost before :meth:`receive` raises
-        :exc:`~aiosfstream.TransportTimeoutError`; None or 0: any time
-    :param max_pending_count: fetching is suspended while so many messages, or more, wait to be
-        received; 0 or less: never
+        :exc:`~aiosfstream.TransportTimeoutError`; None or 0: no limit
+    :param max_pending_count: fetching is suspended while this many messages or more are pending; 0 or
+        less: never
     :param json_dumps: serialises what is sent, to str or bytes
     :param json_loads: parses what is received, from str (or bytes, if it is orjson's)
     :param loop: ignored
     :param api_version: the Salesforce API version, such as ``"60.0"``
-    :param session_factory: called at each opening with ``cookie_jar=``; what it returns is used for
-        all requests, owned and closed by the client. ``functools.partial(aiohttp.ClientSession,
-        proxy=..., trust_env=True)`` gives proxies, connectors, tracing
-    :param ssl: how TLS is verified, as aiohttp takes it; None: as usual
-    :param request_timeout: seconds that each phase of a request may take: to connect, and until the
-        next piece of the answer arrives, beyond the time that the server may hold it
-    :param poll_timeout: seconds after which the server is asked to answer a connect without events,
-        for proxies that cut idle requests; None: its own choice, 110 on Salesforce
-    :param observer: called with a :class:`~aiosfstream.ConnectionEvent` at every change of the
-        connection; must not block; what it raises is logged
-    :param storage_timeout: seconds that one call of the replay storage may take before it counts as
-        failed; None: any time
-    :param max_response_size: bytes of the largest answer that is taken
-    :param allowed_hosts: host names that an instance URL may have, where a name that begins with a dot
-        stands for all hosts below it; None: any host
-    :raises TypeError: if *authenticator* or *replay* is of no type that is understood
-    :raises ValueError: if *api_version* is malformed or older than 37.0, or a time or size is none
+    :param session_factory: makes the session for all requests. It is called at each opening with
+        ``cookie_jar=``, and the client closes the session. ``functools.partial(aiohttp.ClientSession,
+        proxy=..., trust_env=True)`` sets proxies, connectors, tracing
+    :param ssl: how to verify TLS, in the form that aiohttp takes; None: as usual
+    :param request_timeout: seconds that each phase of a request may take: connecting, and waiting for
+        the next piece of the answer, in addition to the time that the server may hold the request
+    :param poll_timeout: seconds after which the server should answer a connect without events, for
+        proxies that cut idle connections; None: the server's choice, which is 110 on Salesforce
+    :param observer: called with a :class:`~aiosfstream.ConnectionEvent` at each change of the
+        connection. It must not block. If it raises an exception, that is logged
+    :param storage_timeout: seconds that one call of the replay storage may take; None: no limit
+    :param max_response_size: size of the largest answer that is accepted, in bytes
+    :param allowed_hosts: the hosts that an instance URL may have. A name that begins with a dot stands
+        for all hosts below it. None: any host
+    :raises TypeError: if *authenticator* or *replay* has a wrong type
+    :raises ValueError: if *api_version* is malformed or older than 37.0, or a time or size is not positive
     """
 
     def __init__(
@@ -335,7 +334,7 @@ class Client(BaseClient):
         :raises ServerError: if the handshake or the first connect is refused
         :raises ReplayError: if the replay storage cannot be used, or belongs to another org
         """
-        await super().open()
+        return await super().open()
 
     @translate_errors
     async def close(self) -> None:
@@ -346,12 +345,13 @@ class Client(BaseClient):
         still be received.
         """
         was_open = not self.closed
-        await super().close()
+        returned: None = await cast("Any", super()).close()
         if was_open:
             policy = policy_of(self)
             await _store_the_last(self, policy)
             if not _has_ended(self):
                 policy.options.report(ConnectionEvent(ConnectionEventKind.CLOSED))
+        return returned
 
     # Channels
 

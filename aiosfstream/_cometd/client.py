@@ -178,7 +178,7 @@ class BaseClient(CometdClient):
         engine = ENGINES.of(self)
         if not self.closed:
             # aiocometd's own error.
-            await super().open()
+            return await super().open()
         if engine.opener is not None:
             raise ClientInvalidOperation(
                 f"Client is already being opened, with {self.url or 'no server yet'}: open it once."
@@ -186,10 +186,14 @@ class BaseClient(CometdClient):
         with engine.opening(self.url):
             try:
                 await _prepare(self, engine)
-                await super().open()
+                return await super().open()
             except BaseException:
                 await _release(self, engine)
                 raise
+            finally:
+                if self.closed and engine.http_session is not None:
+                    # A test has put something else in the place of aiocometd's method.
+                    await _release(self, engine)
 
     async def close(self) -> None:
         """Disconnect from the server and release everything, in a few seconds at the most."""
@@ -200,7 +204,7 @@ class BaseClient(CometdClient):
             # Its event loop has ended, and with it whatever could be told to the server.
             self._closed = True
         try:
-            await super().close()
+            return await super().close()
         finally:
             await _release(self, engine)
 
