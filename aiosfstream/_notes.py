@@ -36,19 +36,22 @@ class Attachment:
     :ivar aliases: delivered channel -> subscribed key, where they differ
     :ivar subscribed: the keys of which markers are stored
     :ivar client: whose these are, or None
+    :ivar timeout: seconds that storing a marker may take, or None
     :ivar ordinary: those of *subscribed* whose markers may be stored without a second look: all of
         them, or none while anything is out of the ordinary
     """
 
-    __slots__ = ("aliases", "client", "ordinary", "subscribed")
+    __slots__ = ("aliases", "client", "ordinary", "subscribed", "timeout")
 
     def __init__(
         self,
         aliases: Mapping[str, str] = MappingProxyType({}),
         subscribed: Container[str] = EVERYTHING,
         client: weakref.ref[object] | None = None,
+        timeout: float | None = None,
     ) -> None:
         self.aliases = aliases
+        self.timeout = timeout
         self.subscribed = self.ordinary = subscribed
         self.client = client
 

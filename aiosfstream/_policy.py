@@ -207,6 +207,7 @@ class Policy:
             aliases=session.channels.aliases,
             subscribed=session.channels.keys,
             client=self._client,
+            timeout=self.options.storage_timeout,
         )
         self._attach(self._storage)
         self.forget_direct_store()

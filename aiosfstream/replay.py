@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import reprlib
@@ -21,6 +22,7 @@ from ._dates import LATEST, UNKNOWN, instant
 from ._in_flight import Place, channel_of
 from ._internals import Slot
 from ._notes import ANY, EVERYTHING, Attachment, Notes
+from ._within import within
 from .exceptions import ReplayError
 
 __all__ = [
@@ -442,6 +444,7 @@ def attach(
     *,
     subscribed: Container[str] = EVERYTHING,
     client: object | None = None,
+    timeout: float | None = None,
 ) -> None:
     """Tell a storage which channels a client has. Both are looked at whenever a message comes.
 
@@ -450,9 +453,10 @@ def attach(
     :param subscribed: the keys of which markers are stored: of all channels that have been subscribed
         since the client was opened, since messages may still wait after an ``unsubscribe``
     :param client: whose these are; a storage that several clients share needs it
+    :param timeout: seconds that storing a marker at the end of a block may take; None: any time
     """
     reference = None if client is None else weakref.ref(client)
-    _NOTES.of(storage).attach(Attachment(aliases, subscribed, reference))
+    _NOTES.of(storage).attach(Attachment(aliases, subscribed, reference, timeout))
 
 
 def key_of_message(storage: ReplayMarkerStorage, message: JsonObject) -> str:
@@ -694,7 +698,7 @@ class ReplayMarkerStorageContextManager:
         block.ended = True
         storage, in_flight = self.replay_storage, _NOTES.of(self.replay_storage).in_flight
         if exc_type is None:
-            await in_flight.finish(_Rules(storage), block.place, succeeded=True)
+            await _finish(storage, block.place, succeeded=True)
         elif issubclass(exc_type, Exception):
             await _fail(storage, block.place, exc_type)
         else:
@@ -716,6 +720,20 @@ def _block_of(manager: ReplayMarkerStorageContextManager) -> _Block:
     return block
 
 
+async def _finish(storage: ReplayMarkerStorage, place: Place, *, succeeded: bool) -> None:
+    """Note the end of a block, and store the marker that this makes due, within the client's time limit."""
+    seconds = attachment_of(storage).timeout
+    finishing = _NOTES.of(storage).in_flight.finish(_Rules(storage), place, succeeded=succeeded)
+    try:
+        await within(seconds, finishing)
+    except asyncio.TimeoutError as error:
+        raise ReplayError(
+            f"The replay marker of a message on {channel_of(place.message)} could not be stored:"
+            f" {type(storage).__name__} has not answered within {seconds} seconds; look whether"
+            " it can be reached"
+        ) from error
+
+
 async def _fail(storage: ReplayMarkerStorage, place: Place, exc_type: type[BaseException]) -> None:
     LOGGER.warning(
         "Processing a message on %.100s failed with %s, its marker is not stored; a new start gives it"
@@ -724,7 +742,7 @@ async def _fail(storage: ReplayMarkerStorage, place: Place, exc_type: type[BaseE
         exc_type.__name__,
     )
     try:
-        await _NOTES.of(storage).in_flight.finish(_Rules(storage), place, succeeded=False)
+        await _finish(storage, place, succeeded=False)
     except ReplayError as error:
         # Of a message whose own block succeeded; the error of this block is what counts here.
         LOGGER.warning("%s", error)

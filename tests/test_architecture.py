@@ -205,8 +205,16 @@ ARROWS: dict[str, set[str]] = {
     "_dates": set(),
     "_in_flight": set(),
     "_notes": {"_channels", "_in_flight"},
-    "replay": {"_channels", "_dates", "_in_flight", "_internals", "_notes", "exceptions"},
     "_within": {"_http.deadline"},
+    "replay": {
+        "_channels",
+        "_dates",
+        "_in_flight",
+        "_internals",
+        "_notes",
+        "_within",
+        "exceptions",
+    },
     "_policy": {
         "_cometd.client",
         "_cometd.exchange",

@@ -27,6 +27,7 @@ OURS = re.compile(
     r"_authenticate\(\)|callable|verify_signature|should be an instance|is not a valid type"
     r"|belongs (behind|after) handshake|message creation date|json_dumps|processing of a message"
     r"|needs redis-py|a str\b|constructor|Give it a ReplayMarker|session_factory|^other_org should"
+    r"|^allowed_hosts should|incoming\(\) raised|takes a handshake\(\) first"
 )
 
 

@@ -374,8 +374,8 @@ def _count_sharing(http_session: aiohttp.ClientSession, change: int) -> None:
     if change > 0 and limits and count >= min(limits):
         LOGGER.warning(
             "%d open clients share a connector that allows %d connections: each of them holds one, so"
-            " requests wait for one another; give each client its own connector, or raise limit and"
-            " limit_per_host",
+            " requests wait for one another; give each client its own connector, or raise the"
+            " limits of the shared one",
             count,
             min(limits),
         )

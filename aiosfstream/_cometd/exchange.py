@@ -296,6 +296,12 @@ class Exchange:
             self._stop_waiting()
             self._backlog_alarm = self._loop.call_later(BACKLOG_PAUSE, self._settle)
 
+    def close(self) -> None:
+        """Let nothing more come: what has waited is dropped, and comes again when the client is opened."""
+        self._stop_waiting()
+        self._waiting.clear()
+        self._session.channels.rewind(self._session.epoch)
+
     def _settle(self) -> None:
         self._stop_waiting()
         self._mailbox.extend(self._session.channels.settle())

@@ -275,6 +275,7 @@ class LongPollingTransport(Transport):
 
     def _begin_to_close(self) -> None:
         self._polling.end()
+        self._exchange.close()
         self._mailbox.close()
         self._signal.wake()
         for task in self._tasks():
