@@ -39,6 +39,7 @@ from .replay import (
     ReplayMarkerStorage,
     ReplayOption,
     attach,
+    begin_flush,
     direct_store_of,
     flush,
     open_for,
@@ -194,7 +195,7 @@ class Policy:
             host=self,
             auth=self.authenticator,
             extensions=self._extensions,
-            before_poll=self.before_waiting,
+            before_poll=self._before_poll,
             report=options.report,
             request_timeout=options.request_timeout,
             max_response_size=options.max_response_size,
@@ -252,6 +253,11 @@ class Policy:
         direct = self.direct_store()
         if direct is None or not direct(message):
             await self._timed("stored", store_marker(self._storage, message))
+
+    async def _before_poll(self) -> None:
+        # A commit that has begun goes on while the server answers.
+        if not begin_flush(self._storage):
+            await self.before_waiting()
 
     async def before_waiting(self) -> None:
         """Store what waits to be stored.

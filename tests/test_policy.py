@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import Any
 
-import aiohttp
 import pytest
 
 from aiosfstream import (
@@ -18,7 +16,7 @@ from aiosfstream import (
     ReplayMarkerStoragePolicy,
     ReplayOption,
 )
-from aiosfstream._http.post import MAX_HEADER_SIZE
+from aiosfstream._http.cookies import CookieJar
 from aiosfstream._policy import Policy, plain_id
 from aiosfstream.client import policy_of
 from aiosfstream.exceptions import ClientError
@@ -59,12 +57,7 @@ def test_the_fallback_is_that_of_the_moment() -> None:
 async def test_the_session_of_a_client() -> None:
     _, policy = make()
     async with policy.make_http_session() as http_session:
-        assert http_session._max_field_size == MAX_HEADER_SIZE
-        assert http_session._max_line_size == MAX_HEADER_SIZE
-    plain = partial(aiohttp.ClientSession, max_field_size=100, max_line_size=100)
-    _, policy = make(session_factory=plain)
-    async with policy.make_http_session() as http_session:
-        assert http_session._max_field_size == 100
+        assert isinstance(http_session.cookie_jar, CookieJar)
     given: list[Any] = []
 
     def own(**options: Any) -> Any:

@@ -51,7 +51,7 @@ BACKLOG_PAUSE: Final = 0.25
 #: the server may have sent that one first.
 OVERTAKING: Final = 0.25
 
-#: What does no harm if the server gets it twice. A subscribe is not among it: the server takes the events
+#: What does no harm if the server gets it twice, as nothing does before the first subscription. A subscribe is not among it: the server takes the events
 #: that it has sent with a lost answer for delivered.
 _HARMLESS: Final = (HANDSHAKE, UNSUBSCRIBE, DISCONNECT)
 _HEADERS: Final = {"Content-Type": "application/json;charset=UTF-8", "Accept": "application/json"}
@@ -226,7 +226,7 @@ class Exchange:
                 limits=limits_for(settings.request_timeout, hold),
                 ssl=settings.ssl,
                 max_size=settings.max_response_size,
-                repeatable=envelope.channel in _HARMLESS,
+                repeatable=envelope.channel in _HARMLESS or self._session.recovery.opening,
                 started=self._note_answer if connecting else None,
             )
         finally:

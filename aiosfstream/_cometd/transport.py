@@ -158,11 +158,12 @@ class LongPollingTransport(Transport):
         session = self._session
         seconds = 0.0 if session.recovery.lost_since is None else now - session.recovery.lost_since
         if session.deferred:
-            what = f"Not subscribed to {', '.join(sorted(session.deferred)):.200} at {self.endpoint} for"
+            channels = ", ".join(sorted(session.deferred))
+            lost = f"Channels of the server {self.endpoint} are refused since {seconds:.1f} seconds ({channels:.200})"
         else:
-            what = f"Lost connection with the server {self.endpoint} for"
+            lost = f"Lost connection with the server {self.endpoint} {seconds:.1f} seconds ago"
         error = TransportTimeoutError(
-            f"{what} {seconds:.1f} seconds; still trying, the last attempt failed with: {session.recovery.last_error}"
+            f"{lost}; still trying to reconnect, the last attempt failed with: {session.recovery.last_error}"
         )
         error.__cause__ = session.recovery.last_error
         return error
