@@ -153,7 +153,7 @@ def test_the_requirements(metadata: Message) -> None:
     assert plain == {
         "aiohttp<4,>=3.13.4",
         "aiocometd==0.4.5",
-        'async-timeout<6,>=4.0; python_version < "3.11"',
+        'async-timeout<6,>=4.0.2; python_version < "3.11"',
     }
     extras = {"jwt", "redis", "tests", "docs", "dev", "test"}
     assert set(metadata.get_all("Provides-Extra", [])) == extras
