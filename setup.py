@@ -23,7 +23,7 @@ REDIS = ["redis>=5.0"]
 DOCS = [*REDIS, "Sphinx>=8.1", "furo>=2024.8.6"]
 LINT = ["ruff>=0.17,<0.18"]
 TYPES = [
-    "async-timeout>=4.0",
+    "async-timeout>=4.0.2",
     "mypy>=2.4,<2.5",
     "pyright>=1.1.400",
     "types-docutils",
@@ -101,7 +101,7 @@ setup(
     install_requires=[
         "aiohttp>=3.13.4,<4",
         "aiocometd==0.4.5",
-        "async-timeout>=4.0,<6; python_version < '3.11'",
+        "async-timeout>=4.0.2,<6; python_version < '3.11'",
     ],
     extras_require={
         "jwt": JWT,

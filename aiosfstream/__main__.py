@@ -29,14 +29,14 @@ Receive events from the Salesforce Streaming API.
 
   aiosfstream demo                            see it work, without an org
   aiosfstream check /event/My_Event__e        try the credentials, and channels
-  aiosfstream listen /event/My_Event__e       print events, one JSON document a line
+  aiosfstream listen /event/My_Event__e       print events, one JSON document to a line
   aiosfstream login                           get a refresh token in the browser
   aiosfstream markers show state.db           look at the stored positions, and move them
 """
 
 CREDENTIALS: Final = """\
-Credentials come from environment variables. Which of them are set decides how to log in; the first
-that fits:
+Credentials come from environment variables. Those that are set decide how to log in. The first
+that fits is used:
 
   SALESFORCE_ACCESS_TOKEN, SALESFORCE_INSTANCE_URL        a token that was obtained elsewhere
   SALESFORCE_REFRESH_TOKEN, and key and secret            refresh token flow
@@ -50,11 +50,11 @@ that fits:
   SALESFORCE_AUDIENCE                                     audience of the JWT bearer flow
 
 Each of them can be in a file, which the variable with _FILE at its end names:
-SALESFORCE_PASSWORD_FILE=/run/secrets/password. So no secret need be in a shell's history.
-HTTPS_PROXY and NO_PROXY are honoured.
+SALESFORCE_PASSWORD_FILE=/run/secrets/password. Then no secret is in a shell's history.
+HTTPS_PROXY and NO_PROXY are respected.
 
 Exit status: 0 if all went well or it was interrupted, 1 after an error, 2 if the command or its
-environment is not understood.
+environment could not be understood.
 """
 
 LEVELS: Final = ("debug", "info", "warning", "error", "critical")
@@ -145,10 +145,12 @@ def _logging_options() -> argparse.ArgumentParser:
     """Describe the options that may stand before the command and after it."""
     options = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     options.add_argument(
-        "--log-level", choices=LEVELS, help="what is told on the standard error (warning)"
+        "--log-level",
+        choices=LEVELS,
+        help="which records to show on standard error (default: warning)",
     )
     options.add_argument(
-        "--verbose", action="store_true", help="tell everything that this program does"
+        "--verbose", action="store_true", help="show everything that this program does"
     )
     return options
 
@@ -227,8 +229,8 @@ def add_listen(commands: Any) -> None:
         commands,
         "listen",
         _org_options(),
-        help="print the events of channels, one JSON document a line",
-        description="Print the events of channels, one JSON document a line, until interrupted.",
+        help="print the events of channels, one JSON document to a line",
+        description="Print the events of channels, one JSON document to a line, until interrupted.",
         epilog=CREDENTIALS,
     )
     listen.add_argument(
@@ -249,7 +251,7 @@ def add_listen(commands: Any) -> None:
         "--state",
         type=Path,
         metavar="FILE",
-        help="remember in FILE what has left, and go on after it next time; stronger than --replay",
+        help="remember in FILE what was printed, and continue after it next time; takes precedence over --replay",
     )
     _add_endings(listen)
     listen.add_argument(
@@ -307,7 +309,7 @@ def add_markers(commands: Any) -> None:
     export.add_argument("channels", nargs="*", metavar="CHANNEL", help="only of these")
     change = _add_action(actions, "set", "put others in their place", run_set)
     change.add_argument(
-        "channels", nargs="*", metavar="CHANNEL@ID", help="go on after that replay id"
+        "channels", nargs="*", metavar="CHANNEL@ID", help="continue after that replay id"
     )
     change.add_argument("--date", metavar="DATE", help="when the event with that id was created")
     change.add_argument(

@@ -1,4 +1,4 @@
-"""The client: log in, stream events, and come back from whatever happens on the way."""
+"""The client: log in, stream events, and recover from failures."""
 
 from __future__ import annotations
 
@@ -369,7 +369,7 @@ class Client(BaseClient):
             """Subscribe to *channel*.
 
             If the replay id is refused and there is a ``replay_fallback``, it starts from that. A channel
-            that was lost since the client was opened goes on where it was.
+            that was lost since the client was opened continues where it was.
 
             :param channel: the channel, such as ``/event/Low_Ink__e`` or ``/data/AccountChangeEvent``
             :param replay: where this subscription starts, in place of what the client's ``replay`` says:
@@ -435,7 +435,7 @@ class Client(BaseClient):
         :raises TransportError: if the endpoint answers in a way that no other attempt could change; the
             client is closed then
         :raises TransportTimeoutError: if the connection is lost for longer than
-            ``connection_timeout``; another call goes on waiting for it
+            ``connection_timeout``; another call waits for it again
         :raises AuthenticationError: if the credentials are refused; another call tries them again
         :raises ReplayError: if the marker cannot be stored; another call tries again
         """

@@ -346,7 +346,7 @@ class DurableStorage(ReplayMarkerStorage):
 
         A client calls it before each request, before ``receive()`` waits, and when it is closed.
 
-        :raises ReplayError: if that fails; it goes on waiting
+        :raises ReplayError: if that fails. What was not stored is kept
         """
 
     def begin_flush(self) -> bool:

@@ -1154,6 +1154,35 @@ asyncio.run(main(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "True"))
 KILLS = 12
 
 
+async def test_only_a_commit_that_overwrites_rows_in_their_place_does_not_wait_for_the_disk(
+    path: Path,
+) -> None:
+    async with SQLiteStorage(path) as storage:
+
+        async def synchronous(*events: dict[str, Any]) -> int:
+            for one in events:
+                await storage.extract_replay_id(one)
+            await storage.flush()
+            database = groups_of(storage).file._database
+            assert database is not None
+            (mode,) = database.execute("PRAGMA synchronous").fetchone()
+            assert isinstance(mode, int)
+            return mode
+
+        full, off = 2, 0
+        assert await synchronous(event(1, OLD)) == full, "a new row"
+        assert await synchronous(event(2, OLD)) == off
+        assert await synchronous(event(10, OLD)) == full, "a longer id"
+        assert await synchronous(event(11, MIDDLE)) == off
+        assert await synchronous(event(12, NEW)) == full, "an instant without a fraction"
+        assert await synchronous(event(13), event(1, channel="/event/Other__e")) == full
+        assert await synchronous(event(14), event(2, channel="/event/Other__e")) == off
+        await storage.open_for(ONE)
+        assert await synchronous() == full
+        await storage.close()
+        assert await synchronous(event(15)) == full, "another process may have changed it"
+
+
 @pytest.mark.parametrize("commit_each", [False, True])
 def test_a_killed_program_loses_nothing_and_repeats_little(path: Path, commit_each: bool) -> None:
     """Kill a program while it hands events over: the marker is never ahead, nor far behind."""

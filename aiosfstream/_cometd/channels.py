@@ -180,7 +180,7 @@ class Channels:
             self._index()
 
     def give_up(self, subscription: Subscription) -> None:
-        """Let go of a channel that the server refuses; a new subscription goes on where it was."""
+        """Give up a channel that the server refuses. A new subscription continues where it was."""
         self.forget(subscription.channel)
         if subscription.resume is not None:
             self._given_up[subscription.channel] = subscription

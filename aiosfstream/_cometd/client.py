@@ -174,7 +174,7 @@ class BaseClient(CometdClient):
     # Opening and closing
 
     async def open(self) -> None:
-        """Log in and connect; whatever goes wrong, nothing stays behind."""
+        """Log in and connect. If anything goes wrong, everything is released."""
         engine = ENGINES.of(self)
         if not self.closed:
             # aiocometd's own error.

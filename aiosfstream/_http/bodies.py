@@ -1,4 +1,4 @@
-"""The bodies of requests and answers: JSON, by whatever functions the application wants."""
+"""The bodies of requests and answers: JSON, with the functions that the application chose."""
 
 from __future__ import annotations
 

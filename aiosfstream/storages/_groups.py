@@ -8,7 +8,7 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -224,7 +224,7 @@ class Groups:
     # In the thread
 
     def _write(self, group: dict[str, Pending]) -> None:
-        self.file.write(_rows(group))
+        self.file.write([_row(*item) for item in group.items()])
 
     async def in_thread(self, work: Callable[[], ResultT]) -> ResultT:
         """Do *work* with the file.
@@ -257,10 +257,9 @@ class Groups:
         self.failure = None
 
 
-def _rows(group: dict[str, Pending]) -> Iterable[Row]:
-    for channel, pending in group.items():
-        marker = pending.marker
-        yield Row(channel, marker.date, as_json(channel, marker), pending.overwrites)
+def _row(channel: str, pending: Pending) -> Row:
+    marker = pending.marker
+    return Row(channel, marker.date, as_json(channel, marker), pending.overwrites)
 
 
 def _wake(

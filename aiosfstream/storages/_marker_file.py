@@ -10,11 +10,11 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from .._dates import AHEAD
 from ..exceptions import ReplayError
@@ -90,12 +90,15 @@ class MarkerFile:
     """A file of markers, opened when it is needed. One thread at a time uses it.
 
     :param path: the file
-    :param survives_power_loss: whether every commit does; if not, the last one may be taken back
+    :param survives_power_loss: whether every commit does; if not, those of the last seconds may be lost
     """
 
     def __init__(self, path: str, *, survives_power_loss: bool = False) -> None:
         self.path = path
-        self._synchronous = "FULL" if survives_power_loss else "NORMAL"
+        self._survives_power_loss = survives_power_loss
+        self._synchronous = ""
+        # Channel -> what the size of its row depends on.
+        self._sizes: dict[str, tuple[int, int, bool]] = {}
         self._database: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None
         self._must_checkpoint = False
@@ -122,7 +125,7 @@ class MarkerFile:
             row = self._connected().execute(_SELECT, (sound(channel),)).fetchone()
         return None if row is None else ReplayMarker(row[0], json.loads(row[1]))
 
-    def write(self, rows: Iterable[Row]) -> None:
+    def write(self, rows: Sequence[Row]) -> None:
         """Store markers, in one transaction. Afterwards they are in the file alone.
 
         :param rows: the markers
@@ -142,6 +145,7 @@ class MarkerFile:
         ]
         with self._lock:
             database = self._connected()
+            self._choose_synchronous(database, values)
             if len(values) == 1:
                 # A transaction by itself. Each statement more would have to wait for the event loop's thread to
                 # let this one run again.
@@ -191,6 +195,26 @@ class MarkerFile:
             rows = self._connected().execute(_SELECT_CONSUMERS).fetchall()
         return [note for (note,) in rows]
 
+    def _choose_synchronous(
+        self, database: sqlite3.Connection, values: list[dict[str, Any]]
+    ) -> None:
+        """Wait for the disk where the file would not stay sound without it.
+
+        A row that is replaced by one of the same size is overwritten in its place, on its own page: whichever
+        of these writes reach the disk, the file is sound. Anything else changes several pages, which must get
+        there in order. So nearly every commit takes 0.03 ms in place of 0.3, or of 20 on a busy disk.
+        """
+        sizes = {value["channel"]: _size_of(value) for value in values}
+        in_place = all(self._sizes.get(channel) == size for channel, size in sizes.items())
+        self._sizes |= sizes
+        self._synchronize(database, full=self._survives_power_loss or not in_place)
+
+    def _synchronize(self, database: sqlite3.Connection, *, full: bool) -> None:
+        wanted = "FULL" if full else "OFF"
+        if self._synchronous != wanted:
+            database.execute(f"PRAGMA synchronous = {wanted}")
+            self._synchronous = wanted
+
     def note_org(self, org_id: str, *, may_start_anew: bool) -> None:
         """Note whose markers these are, and refuse or drop those of another org.
 
@@ -198,12 +222,17 @@ class MarkerFile:
         :param may_start_anew: whether markers of another org are dropped
         :raises ReplayError: if there are markers of another org
         """
-        with self._lock, _Transaction(self._connected()) as database:
-            row = database.execute(_SELECT_ORG).fetchone()
-            if row is None:
-                database.execute(_STORE_ORG, (sound(org_id),))
-            elif short_id(row[0]) != short_id(org_id):
-                self._change_org(database, row[0], org_id, may_start_anew)
+        with self._lock:
+            self._synchronize(self._connected(), full=True)
+            with _Transaction(self._connected()) as database:
+                self._note_org(database, org_id, may_start_anew)
+
+    def _note_org(self, database: sqlite3.Connection, org_id: str, may_start_anew: bool) -> None:
+        row = database.execute(_SELECT_ORG).fetchone()
+        if row is None:
+            database.execute(_STORE_ORG, (sound(org_id),))
+        elif short_id(row[0]) != short_id(org_id):
+            self._change_org(database, row[0], org_id, may_start_anew)
 
     def _change_org(
         self, database: sqlite3.Connection, known: str, org_id: str, may_start_anew: bool
@@ -221,6 +250,7 @@ class MarkerFile:
             org_id,
         )
         database.execute("DELETE FROM replay_markers")
+        self._sizes = {}
         database.execute(_STORE_ORG, (sound(org_id),))
 
     def close(self) -> None:
@@ -287,7 +317,12 @@ class MarkerFile:
         # write-ahead log: with a checkpoint for each group, it waits for the disk as often (three times) and takes
         # more CPU (0.16 against 0.13 ms).
         self._must_checkpoint = not _use_no_log(database)
-        database.execute(f"PRAGMA synchronous = {self._synchronous}")
+        self._sizes, self._synchronous = {}, ""
+
+
+def _size_of(value: dict[str, Any]) -> tuple[int, int, bool]:
+    """Give what the size of a row depends on: SQLite keeps a REAL without a fraction as a short integer."""
+    return len(value["date"]), len(value["replay_id"]), value["instant"].is_integer()
 
 
 class _Transaction:
