@@ -97,8 +97,8 @@ class Policy:
         self.stores_on_receipt = True
         self._channels: dict[str, str] = {}
         self._warned_of_tls = False
-        self._direct: Store | None = None
-        self._direct_is_known = False
+        #: What stores the marker of an ordinary message at once, or None.
+        self.direct: Store | None = None
 
     # Logging in
 
@@ -211,7 +211,7 @@ class Policy:
             timeout=self.options.storage_timeout,
         )
         self._attach(self._storage)
-        self.forget_direct_store()
+        self.find_direct_store()
         return LongPollingTransport(url, session, mailbox, http_session, settings)
 
     def _extensions(self) -> list[Extension]:
@@ -243,16 +243,14 @@ class Policy:
         attach_to = getattr(self, "_attach", None)
         if attach_to is not None:
             attach_to(storage)
-        self.forget_direct_store()
+        self.find_direct_store()
 
     async def store(self, message: JsonObject) -> None:
         """Store the marker of a message that is being handed over.
 
         :raises ReplayError: if that fails
         """
-        direct = self.direct_store()
-        if direct is None or not direct(message):
-            await self._timed("stored", store_marker(self._storage, message))
+        await self._timed("stored", store_marker(self._storage, message))
 
     async def _before_poll(self) -> None:
         # A commit that has begun goes on while the server answers.
@@ -307,18 +305,9 @@ class Policy:
         """Wait for the next message and store its marker."""
         return await self._client.receive()
 
-    def direct_store(self) -> Store | None:
-        """Give what stores the marker of an ordinary message at once, or None."""
-        if not self._direct_is_known:
-            self._direct_is_known = True
-            self._direct = (
-                direct_store_of(self._storage) if self.stores_on_receipt else _store_nothing
-            )
-        return self._direct
-
-    def forget_direct_store(self) -> None:
-        """Look anew for what stores markers, since something about that has changed."""
-        self._direct, self._direct_is_known = None, False
+    def find_direct_store(self) -> None:
+        """Look for what stores markers at once, since something about that has changed."""
+        self.direct = direct_store_of(self._storage) if self.stores_on_receipt else _store_nothing
 
 
 class _Timed(Extension):

@@ -280,7 +280,7 @@ class Client(BaseClient):
     def replay_storage_policy(self, storage_policy: ReplayMarkerStoragePolicy) -> None:
         policy = policy_of(self)
         policy.stores_on_receipt = storage_policy is ReplayMarkerStoragePolicy.AUTOMATIC
-        policy.forget_direct_store()
+        policy.find_direct_store()
 
     @staticmethod
     def create_replay_storage(replay_param: object) -> ReplayMarkerStorage | None:
@@ -440,14 +440,16 @@ class Client(BaseClient):
         :raises ReplayError: if the marker cannot be stored; another call tries again
         """
         policy, turn = policy_of(self), ENGINES.of(self).turn
-        await turn.take()
+        if not turn.try_take():
+            await turn.take()
         try:
             try:
                 message = await super().receive()
             except ClientInvalidOperation:
                 raise_untold(self)
                 raise
-            if policy.stores_on_receipt:
+            direct = policy.direct
+            if direct is None or "successful" in message or not direct(message):
                 await _store_or_put_back(policy, message)
             return message
         except AiosfstreamException:

@@ -299,8 +299,11 @@ class Channels:
                 channel = message["channel"]
                 subscription = plain[channel]
                 data = message["data"]
-                replay_id = data["event"]["replayId"]
-                digest = digest_of(channel, replay_id, data)
+                event = data["event"]
+                replay_id = event["replayId"]
+                identity = event.get("EventUuid") or event.get("createdDate") or _identity_of(data)
+                # As in digest_of(): calling that would take a tenth of the time of an event.
+                digest = hash(f"{channel} {replay_id!r} {identity}")
                 backlog = subscription.backlog
                 if (
                     replay_id is not None

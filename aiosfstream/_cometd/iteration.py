@@ -26,8 +26,9 @@ class Source(Protocol):
     def turn(self) -> Turn:
         """The turn of those that take messages."""
 
-    def direct_store(self) -> Store | None:
-        """Give what stores the marker of an ordinary message at once, or None."""
+    @property
+    def direct(self) -> Store | None:
+        """What stores the marker of an ordinary message at once, or None."""
 
     async def receive(self) -> JsonObject:
         """Wait for the next message and store its marker."""
@@ -42,10 +43,13 @@ async def iterate(source: Source) -> AsyncIterator[JsonObject]:
     :param source: where the messages come from
     """
     while True:
+        took_some = False
         for message in _pending(source):
+            took_some = True
             yield message
-        # A consumer that never waits would keep the next request from being sent.
-        await asyncio.sleep(0)
+        if took_some:
+            # A consumer that never waits would keep the next request from being sent.
+            await asyncio.sleep(0)
         try:
             message = await source.receive()
         except ClientInvalidOperation:
@@ -60,7 +64,7 @@ def _pending(source: Source) -> Iterator[JsonObject]:
         return
     items = mailbox.items
     # Others who receive take one message at a time.
-    while items and not turn.taken and (store := source.direct_store()) is not None:
+    while items and not turn.taken and (store := source.direct) is not None:
         message = items[0]
         # What aiocometd would turn into an error goes the long way, as an error does.
         if isinstance(message, Exception) or "successful" in message:

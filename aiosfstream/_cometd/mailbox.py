@@ -53,20 +53,26 @@ class Turn:
     """
 
     def __init__(self) -> None:
+        #: Whether a task has the turn, or had it when its event loop ended.
+        self.taken = False
         self._holder: asyncio.AbstractEventLoop | None = None
         self._queue: deque[asyncio.Future[None]] = deque()
 
-    @property
-    def taken(self) -> bool:
-        """Whether a task has the turn."""
-        return self._holder is not None and not self._holder.is_closed()
+    def try_take(self) -> bool:
+        """Take the turn if it is free, and say whether it was; :meth:`release` ends it."""
+        if self.taken:
+            return False
+        self.taken = True
+        self._holder = asyncio.get_running_loop()
+        return True
 
     async def take(self) -> None:
         """Wait for the turn; :meth:`release` ends it."""
-        loop = asyncio.get_running_loop()
-        if self.taken:
-            await self._wait(loop)
-        self._holder = loop
+        if self._holder is not None and self._holder.is_closed():
+            self.taken = False
+        if not self.try_take():
+            await self._wait(asyncio.get_running_loop())
+            self._holder = asyncio.get_running_loop()
 
     async def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
         place: asyncio.Future[None] = loop.create_future()
@@ -87,7 +93,7 @@ class Turn:
             if not place.done() and not place.get_loop().is_closed():
                 place.set_result(None)
                 return
-        self._holder = None
+        self.taken = False
 
     async def __aenter__(self) -> None:
         """Wait for the turn."""
@@ -179,7 +185,7 @@ class Mailbox(Signal):
 
     def make_room(self) -> bool:
         """Let fetching go on if enough has been taken; say whether it was suspended until now."""
-        if self._suspends is None or self.full:
+        if self._suspends is None or 0 < self.limit <= len(self.items) - self._errors:
             return False
         _resolve(self._suspends)
         self._suspends = None
