@@ -211,11 +211,7 @@ class Polling:
         now = self._loop.time()
         session.connect_done(result, epoch, events, now - started, now, hold=hold)
         if session.state is State.CONNECTED and self.requests.owes_goodbyes:
-            _ = self.requests.run(self._say_goodbyes(), "aiosfstream goodbyes")
-
-    async def _say_goodbyes(self) -> None:
-        async with self.requests.turn:
-            await self.requests.say_goodbye()
+            self.requests.say_goodbyes()
 
     def _interrupt(self) -> None:
         """End a held connect of a session that is given up."""
