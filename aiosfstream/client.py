@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar, cast
 
 import aiohttp
+from aiocometd import exceptions
 from aiocometd.client import Client as CometdClient
 from aiocometd.constants import TransportState
 from aiocometd.exceptions import AiocometdException
@@ -445,7 +446,8 @@ class Client(BaseClient):
         try:
             try:
                 message = await super().receive()
-            except ClientInvalidOperation:
+            except exceptions.ClientInvalidOperation:
+                # aiocometd's, of which ours is one.
                 raise_untold(self)
                 raise
             direct = policy.direct

@@ -19,7 +19,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 #: The end-to-end tests that need no other program, and what they need.
 TESTS = [f"tests/test_{name}.py" for name in ("client", "recovery", "auth_flows", "replay", "main")]
-TESTED_BY = ["hypothesis", "orjson", "pytest", "pytest-asyncio", "pytest-timeout", "trustme"]
+TESTED_BY = [
+    "hypothesis",
+    "orjson",
+    "pytest",
+    "pytest-asyncio",
+    "pytest-timeout",
+    "shtab",
+    "trustme",
+]
 
 IMPORT = """
 import aiosfstream, aiosfstream.testing, aiosfstream.types, pathlib, sys

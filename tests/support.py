@@ -100,11 +100,18 @@ class CancelAt:
 
     :param coroutine: what is awaited
     :param number: at which suspension, counted from one
+    :param cancel: what cancels it, in place of the task's method
     """
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], number: int) -> None:
+    def __init__(
+        self,
+        coroutine: Coroutine[Any, Any, Any],
+        number: int,
+        cancel: Callable[[], object] | None = None,
+    ) -> None:
         self._coroutine = coroutine
         self._number = number
+        self._cancel = cancel
         #: Whether it came to that suspension.
         self.reached = False
 
@@ -124,7 +131,7 @@ class CancelAt:
                 self.reached = True
                 task = asyncio.current_task()
                 assert task is not None
-                asyncio.get_running_loop().call_soon(task.cancel)
+                asyncio.get_running_loop().call_soon(self._cancel or task.cancel)
             try:
                 yield future
             except BaseException as caught:

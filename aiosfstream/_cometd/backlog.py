@@ -17,7 +17,8 @@ class Backlog:
     """
 
     def __init__(self, since: float) -> None:
-        self._milliseconds = since * 1000
+        # Dates have no finer part.
+        self._milliseconds = int(since * 1000)
         moment = datetime.fromtimestamp(since, timezone.utc)
         self._text = f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03}Z"
 

@@ -7,6 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import aiohttp
@@ -28,7 +29,7 @@ from ..exceptions import (
     TransportError,
 )
 from .channels import Subscription, Ticket
-from .mailbox import Mailbox
+from .mailbox import Mailbox, Signal
 from .messages import (
     CONNECT,
     DISCONNECT,
@@ -89,7 +90,8 @@ class Exchange:
 
     The order of events is the server's: while a connect's answer is being read, events that come
     with other answers wait until it is whole, since the server had sent its events first. If it is
-    lost, they are dropped: going back to where it started brings them again.
+    lost, they are dropped: going back to where it started brings them again. For the same reason a
+    connect's answer waits for others that have begun to come in before it.
 
     :param url: the CometD endpoint
     :param session: the state of the Bayeux session
@@ -116,9 +118,11 @@ class Exchange:
         self._mailbox = mailbox
         self._settings = settings
         self._loop = asyncio.get_running_loop()
-        # Whether a connect is under way, and whether its answer has begun to come in.
-        self._connecting = False
-        self._answering = False
+        # The connect under way.
+        self._connect: Ticket | None = None
+        # Requests whose answers have begun to come in and are not taken yet, in that order.
+        self._answers: list[Ticket] = []
+        self._taken = Signal()
         self._waiting: list[tuple[list[JsonObject], Ticket]] = []
         # Rings when a backlog counts as through.
         self._backlog_alarm: asyncio.TimerHandle | None = None
@@ -150,14 +154,20 @@ class Exchange:
         except TransportError as error:
             return _not_sent(Trouble.REJECTED, error), 0
         ticket = self._session.send(message, stale=stale)
+        if message["channel"] == CONNECT:
+            self._connect = ticket
         messages: list[JsonObject] | Failure | None = None
         try:
-            answer = await self._post(http_session, envelope, hold)
-            messages = await self._understood(answer, envelope)
+            answer = await self._post(http_session, envelope, ticket, hold)
+            understood = await self._understood(answer, envelope)
+            if isinstance(understood, list):
+                await self._in_order(ticket)
+            messages = understood
         finally:
             if messages is None or isinstance(messages, Failure):
                 lost = messages is None or messages.trouble in (Trouble.LOST, Trouble.UNREADABLE)
                 self._session.abandon(ticket, lost=lost)
+                self._forget_answer(ticket)
         if isinstance(messages, Failure):
             return messages, 0
         return await self._take(messages, ticket)
@@ -207,16 +217,14 @@ class Exchange:
         self,
         http_session: aiohttp.ClientSession,
         envelope: _Envelope,
+        ticket: Ticket,
         hold: float,
     ) -> Answer | Failure:
         settings, hold = self._settings, min(hold, MAX_HOLD)
-        connecting = envelope.channel == CONNECT
         quiet: asyncio.TimerHandle | None = None
-        if connecting:
-            self._connecting, self._answering = True, False
-            if hold and self._session.channels.has_backlog:
-                # A server that holds a connect has nothing to send.
-                quiet = self._loop.call_later(BACKLOG_PAUSE, self._settle_unless_answering)
+        if hold and self._session.channels.has_backlog:
+            # A server that holds a connect has nothing to send.
+            quiet = self._loop.call_later(BACKLOG_PAUSE, self._settle_unless_answering)
         try:
             return await post(
                 http_session,
@@ -227,11 +235,9 @@ class Exchange:
                 ssl=settings.ssl,
                 max_size=settings.max_response_size,
                 repeatable=envelope.channel in _HARMLESS or self._session.recovery.opening,
-                started=self._note_answer if connecting else None,
+                started=partial(self._note_answer, ticket),
             )
         finally:
-            if connecting:
-                self._connecting = False
             if quiet is not None:
                 quiet.cancel()
 
@@ -239,10 +245,43 @@ class Exchange:
         if not self._answering:
             self._settle()
 
-    def _note_answer(self) -> None:
-        self._answering = True
-
     # Answers
+
+    @property
+    def _answering(self) -> bool:
+        """Whether the answer to the connect under way has begun to come in."""
+        return self._connect in self._answers
+
+    def _note_answer(self, ticket: Ticket) -> None:
+        """Note that the answer to a request begins to come in."""
+        # That to a request which is sent again has not been used.
+        if ticket not in self._answers:
+            self._answers.append(ticket)
+
+    def _forget_answer(self, ticket: Ticket) -> None:
+        if ticket is self._connect:
+            self._connect = None
+        if ticket in self._answers:
+            self._answers.remove(ticket)
+            self._taken.wake()
+
+    def _overtakes_connect(self, ticket: Ticket) -> bool:
+        """Say whether the connect under way may bring events that were sent before those for *ticket*."""
+        if self._connect is None or self._connect is ticket:
+            return False
+        return self._connect not in self._answers or ticket not in self._earlier(self._connect)
+
+    async def _in_order(self, ticket: Ticket) -> None:
+        """Let a connect's answer wait until those are taken that have begun to come in before it."""
+        while ticket is self._connect and self._earlier(ticket):
+            await self._taken.changed()
+
+    def _earlier(self, ticket: Ticket) -> list[Ticket]:
+        """Give the requests of the same session whose answers have begun to come in before."""
+        if ticket not in self._answers:
+            return []
+        before = self._answers[: self._answers.index(ticket)]
+        return [other for other in before if other.epoch == ticket.epoch]
 
     async def _understood(
         self, answer: Answer | Failure, envelope: _Envelope
@@ -267,8 +306,9 @@ class Exchange:
         self, messages: list[JsonObject], ticket: Ticket
     ) -> tuple[JsonObject | Failure, int]:
         """Deliver the events of an answer, and find the reply in it."""
-        connecting = ticket.request["channel"] == CONNECT
-        if self._connecting and not connecting and any(map(is_event, messages)):
+        waits = self._overtakes_connect(ticket)
+        self._forget_answer(ticket)
+        if waits and any(map(is_event, messages)):
             events, others = 0, self._keep_waiting(messages, ticket)
         else:
             delivered, others = self._session.receive(messages, ticket)

@@ -155,6 +155,8 @@ class Polling:
             disturbance = self._cancelled_error("something that the connection waited for")
             disturbance.__cause__ = error
             self._session.disturbed(disturbance, self._loop.time())
+        # Not before the session knows what has become of a connect that they have waited for.
+        self._exchange.release()
         self._pass_on()
 
     def _cancelled_error(self, what: str) -> TransportError:
@@ -200,7 +202,6 @@ class Polling:
                 raise
         finally:
             self._interruptible = self._interrupted = False
-            self._exchange.release()
 
     async def _connect(self) -> None:
         session, started = self._session, self._loop.time()
@@ -210,11 +211,7 @@ class Polling:
         now = self._loop.time()
         session.connect_done(result, epoch, events, now - started, now, hold=hold)
         if session.state is State.CONNECTED and self.requests.owes_goodbyes:
-            _ = self.requests.run(self._say_goodbyes(), "aiosfstream goodbyes")
-
-    async def _say_goodbyes(self) -> None:
-        async with self.requests.turn:
-            await self.requests.say_goodbye()
+            self.requests.say_goodbyes()
 
     def _interrupt(self) -> None:
         """End a held connect of a session that is given up."""

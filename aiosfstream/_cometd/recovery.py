@@ -279,6 +279,12 @@ class Recovery:
 
     # Logging in
 
+    @property
+    def is_refused(self) -> bool:
+        """Whether new tokens are refused as well, as far as is known."""
+        refusals = self.refusals
+        return refusals.last is self.last_error is not refusals.first
+
     def authenticated(self, now: float) -> None:
         """Note that there is a new token."""
         if self.waits_for_person:

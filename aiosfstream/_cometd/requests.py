@@ -31,6 +31,8 @@ LOGGER = logging.getLogger(__name__)
 
 #: Seconds for saying goodbye to the server.
 GOODBYE_TIMEOUT: Final = 2.0
+#: Seconds until one that was not answered is said again; twice as many each further time.
+GOODBYE_PAUSE: Final = 1.0
 #: Seconds for which the server is told that a session was left, until it answers.
 GOODBYE_PATIENCE: Final = 60.0
 
@@ -66,6 +68,7 @@ class Requests:
         self.tasks: set[asyncio.Task[Any]] = set()
         # Sessions that were left -> until when the server is told.
         self._left: dict[str, float] = {}
+        self._goodbyes: asyncio.Task[None] | None = None
 
     @property
     def under_way(self) -> bool:
@@ -254,6 +257,21 @@ class Requests:
             answered = task.done() and not task.cancelled() and task.exception() is None
             if now >= until or (answered and isinstance(task.result()[0], dict)):
                 del self._left[client_id]
+
+    def say_goodbyes(self) -> None:
+        """Say goodbye beside the connect, again and again until the server has answered."""
+        if self._goodbyes is None or self._goodbyes.done():
+            self._goodbyes = self.run(self._repeat_goodbyes(), "aiosfstream goodbyes")
+
+    async def _repeat_goodbyes(self) -> None:
+        pause = GOODBYE_PAUSE
+        # Without a connection the next handshake does it.
+        while self.owes_goodbyes and self._session.state is State.CONNECTED:
+            async with self.turn:
+                await self.say_goodbye()
+            if self.owes_goodbyes:
+                await asyncio.sleep(pause)
+                pause *= 2
 
     @property
     def owes_goodbyes(self) -> bool:

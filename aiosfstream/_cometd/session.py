@@ -438,7 +438,8 @@ class Session:
         if self._server_left and is_present:
             self._recover(Verdict.FAREWELL, result, now)
             return Sequel.DONE if verdict is Verdict.PROCEED else Sequel.RENEWED
-        return Sequel.DONE
+        # What is refused in a session that was given up meanwhile may be refused because of that.
+        return Sequel.DONE if is_present or verdict is Verdict.PROCEED else Sequel.RENEWED
 
     def _leave(self) -> None:
         """Give the session up: channels go back to where its requests under way started."""

@@ -27,6 +27,8 @@ class Refusals:
         self._host = host
         #: The first refusal, which says what has happened.
         self.first: Exception | None = None
+        #: The last one.
+        self.last: Exception | None = None
         self._since = 0.0
 
     def note(self, error: Exception, now: float) -> None:
@@ -35,6 +37,7 @@ class Refusals:
         :param error: the refusal
         :param now: the time, in seconds
         """
+        self.last = error
         if self.first is None:
             self.first, self._since = error, now
 
@@ -57,7 +60,7 @@ class Refusals:
 
     def forget(self) -> None:
         """Note that a token is good."""
-        self.first = None
+        self.first = self.last = None
 
     def explained(self, error: Exception) -> Exception:
         """Make the error that tells a person why a token was asked for in the first place.

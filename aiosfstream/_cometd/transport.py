@@ -25,6 +25,8 @@ from .states import State
 #: aiocometd's ``subscribe(channel)`` has no room for an argument.
 REPLAY: ContextVar[ReplayId] = ContextVar("aiosfstream_replay", default=None)
 
+#: Seconds that a connection may be lost for longer if tokens are refused: the refusal is what to tell.
+REFUSAL_GRACE: Final = 2.0
 #: Seconds that tasks have to end. A log-in that has rotated a refresh token is finished first.
 END_TIMEOUT: Final = 3.5
 
@@ -150,6 +152,9 @@ class LongPollingTransport(Transport):
         counted_from = lost_since
         if self._timed_out_at is not None and self._timed_out_at > lost_since:
             counted_from = self._timed_out_at
+        if self._session.recovery.is_refused:
+            # The attempt under way is the last one: if that token is refused as well, that is told.
+            counted_from += REFUSAL_GRACE
         return counted_from + timeout
 
     def loss_error(self) -> TransportTimeoutError:
