@@ -40,6 +40,7 @@ from .replay import (
     ReplayOption,
     attach,
     begin_flush,
+    buffers,
     direct_store_of,
     flush,
     open_for,
@@ -99,6 +100,8 @@ class Policy:
         self._warned_of_tls = False
         #: What stores the marker of an ordinary message at once, or None.
         self.direct: Store | None = None
+        #: Whether markers are stored in groups.
+        self.groups = False
 
     # Logging in
 
@@ -308,6 +311,7 @@ class Policy:
     def find_direct_store(self) -> None:
         """Look for what stores markers at once, since something about that has changed."""
         self.direct = direct_store_of(self._storage) if self.stores_on_receipt else _store_nothing
+        self.groups = self.stores_on_receipt and buffers(self._storage)
 
 
 class _Timed(Extension):

@@ -35,7 +35,12 @@ class Source:
         self.stored.append(message)
         return True
 
-    def direct_store(self) -> Store | None:
+    @property
+    def groups(self) -> bool:
+        return False
+
+    @property
+    def direct(self) -> Store | None:
         """Give the store."""
         return self.store
 

@@ -149,20 +149,20 @@ async def test_another_storage_takes_the_place_of_the_first() -> None:
 async def test_what_stores_a_marker_at_once() -> None:
     markers: dict[str, Any] = {}
     client, policy = make(replay=markers)
-    store = policy.direct_store()
+    store = policy.direct
     assert store is not None
     # The first marker of a channel is out of the ordinary.
     assert not store(MESSAGE)
     await policy.store(MESSAGE)
     assert markers[A].replay_id == 1
-    assert policy.direct_store() is store
+    assert policy.direct is store
     client.replay_storage_policy = ReplayMarkerStoragePolicy.MANUAL
     assert not policy.stores_on_receipt
-    store = policy.direct_store()
+    store = policy.direct
     assert store is not None
     markers.clear()
     assert store(MESSAGE)
     assert markers == {}
     client.replay_storage_policy = ReplayMarkerStoragePolicy.AUTOMATIC
     client.replay_storage = Slow()
-    assert policy.direct_store() is None
+    assert policy.direct is None

@@ -30,6 +30,10 @@ class Source(Protocol):
     def direct(self) -> Store | None:
         """What stores the marker of an ordinary message at once, or None."""
 
+    @property
+    def groups(self) -> bool:
+        """Whether markers are stored in groups, of which each pause would make one more."""
+
     async def receive(self) -> JsonObject:
         """Wait for the next message and store its marker."""
 
@@ -79,7 +83,7 @@ def _pending(source: Source) -> Iterator[JsonObject]:
         items.popleft()
         has_room_again = mailbox.make_room()
         yield message
-        if has_room_again:
+        if has_room_again and not source.groups:
             return
 
 
