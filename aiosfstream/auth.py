@@ -10,7 +10,6 @@ import functools
 import inspect
 import json
 import logging
-import sys
 import time
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable
@@ -52,22 +51,8 @@ from ._oauth.urls import (
     normalize_login_url,
 )
 from ._text import Secret, fit
+from ._typing import Unpack
 from .exceptions import AuthenticationError
-
-if sys.version_info >= (3, 11):
-    from typing import Unpack
-elif TYPE_CHECKING:
-    # Every type checker knows this one, installed or not.
-    from typing_extensions import Unpack
-else:
-
-    class Unpack:
-        """Lets ``typing.get_type_hints()``, which evaluates annotations, find something."""
-
-        def __class_getitem__(cls, options: object) -> object:
-            """Give the options as they are."""
-            return options
-
 
 __all__ = [
     "SANDBOX_TOKEN_URL",

@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import re
-import sys
 import warnings
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, MutableMapping
 from enum import Enum, unique
@@ -35,6 +34,7 @@ from ._http.bodies import Dumper, Loader
 from ._http.post import MAX_ANSWER_SIZE
 from ._internals import Slot
 from ._policy import Options, Policy, plain_id
+from ._typing import Unpack
 from .auth import AuthenticatorBase, PasswordAuthenticator
 from .events import LOG_ONLY, ConnectionEvent, ConnectionEventKind, Reporter
 from .exceptions import (
@@ -53,21 +53,6 @@ from .replay import (
     ReplayMarkerStorage,
     ReplayOption,
 )
-
-if sys.version_info >= (3, 11):
-    from typing import Unpack
-elif TYPE_CHECKING:
-    # Every type checker knows this one, installed or not.
-    from typing_extensions import Unpack
-else:
-
-    class Unpack:
-        """Lets ``typing.get_type_hints()``, which evaluates annotations, find something."""
-
-        def __class_getitem__(cls, options: object) -> object:
-            """Give the options as they are."""
-            return options
-
 
 __all__ = [
     "API_VERSION",

@@ -42,7 +42,7 @@ from aiosfstream import (
     TransportError,
 )
 from aiosfstream._cometd.client import mailbox_of
-from aiosfstream._cometd.tasks import uninterrupted
+from aiosfstream._tasks import uninterrupted
 from aiosfstream.client import API_VERSION, COMETD_PATH, CometdClient
 from aiosfstream.testing import Garble, OAuthError, Refuse, RevokeTokens, Status, StreamingServer
 from tests.support import (

@@ -89,7 +89,7 @@ PASSED_ON = {
         "self._session.recovery.stop_error",
     ): "made in the session",
     ("_cometd.requests", "_reply_of", "result.error"): "made in _http.failures",
-    ("_cometd.tasks", "uninterrupted", "cancellation"): "the one that came",
+    ("_tasks", "uninterrupted", "cancellation"): "the one that came",
     ("_oauth.flight", "log_in", "error"): "a log-in's",
     ("_oauth.flight", "log_in_again", "error"): "a log-in's, or a flow's",
     ("auth", "AuthenticatorBase.authenticate", "error"): "a log-in's",

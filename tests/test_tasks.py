@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from aiosfstream._cometd import tasks
+from aiosfstream import _tasks as tasks
 from tests.support import soon
 
 

@@ -37,10 +37,10 @@ from aiocometd.extensions import AuthExtension, Extension
 from aiocometd.transports.abc import Transport
 from aiocometd.typing import JsonObject, SSLValidationMode
 
+from .. import _tasks as tasks
 from .._http.bodies import Dumper, Loader
 from .._internals import Slot
 from ..exceptions import ClientError, ClientInvalidOperation
-from . import tasks
 from .mailbox import Mailbox, Signal, Turn
 from .states import Host
 from .transport import LongPollingTransport

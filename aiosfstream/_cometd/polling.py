@@ -11,11 +11,11 @@ from typing import Final
 from aiocometd.constants import ConnectionType
 from aiocometd.typing import JsonObject
 
+from .. import _tasks as tasks
 from .._frames import without_frames
 from .._http.failures import Failure
 from ..events import ConnectionEvent, ConnectionEventKind
 from ..exceptions import AuthenticationError, ReplayError, TransportError
-from . import tasks
 from .exchange import Exchange, Settings
 from .mailbox import Mailbox, Signal
 from .requests import Requests

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from aiocometd.typing import JsonObject
 
+from .. import _tasks as tasks
 from .._http.failures import Failure
 from ..exceptions import (
     AuthenticationError,
@@ -18,7 +19,6 @@ from ..exceptions import (
     TransportInvalidOperation,
     TransportTimeoutError,
 )
-from . import tasks
 from .exchange import Exchange
 from .mailbox import Signal, Turn
 from .messages import refusal

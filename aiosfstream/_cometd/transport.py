@@ -11,8 +11,8 @@ from aiocometd.constants import ConnectionType, TransportState
 from aiocometd.transports.abc import Transport
 from aiocometd.typing import JsonObject
 
+from .. import _tasks as tasks
 from ..exceptions import TransportInvalidOperation, TransportTimeoutError
-from . import tasks
 from .exchange import Exchange, Settings
 from .mailbox import Mailbox, Signal
 from .polling import Polling

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from typing import Final, NamedTuple
 
@@ -13,11 +12,6 @@ if sys.version_info >= (3, 11):
         """Let *alarm* ring at *when*, by the event loop's clock."""
         alarm.reschedule(when)
 
-    def is_cancelled() -> bool:
-        """Say whether the running task was cancelled, and not only what it waits for."""
-        task = asyncio.current_task()
-        return task is not None and task.cancelling() > 0
-
 else:
     # It comes with aiohttp on this Python.
     from async_timeout import Timeout, timeout
@@ -26,12 +20,8 @@ else:
         """Let *alarm* ring at *when*, by the event loop's clock."""
         alarm.update(when)
 
-    def is_cancelled() -> bool:
-        """Say that the running task was cancelled: this Python does not tell."""
-        return True
 
-
-__all__ = ["Limits", "is_cancelled", "limits_for", "move", "timeout"]
+__all__ = ["Limits", "limits_for", "move", "timeout"]
 
 #: How many times the time-out of one phase a whole request may take: a large answer comes in slowly.
 PHASES: Final = 4
