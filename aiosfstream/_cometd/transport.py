@@ -155,6 +155,9 @@ class LongPollingTransport(Transport):
         if self._session.recovery.is_refused:
             # The attempt under way is the last one: if that token is refused as well, that is told.
             counted_from += REFUSAL_GRACE
+        if self._session.recovery.refusals.first is not None:
+            # What the application should hear of is the refusal, and that comes first.
+            counted_from += timeout / 2
         return counted_from + timeout
 
     def loss_error(self) -> TransportTimeoutError:
