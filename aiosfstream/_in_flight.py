@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from typing import Protocol
 
 from aiocometd.typing import JsonObject
@@ -22,9 +21,6 @@ class Rules(Protocol):
 
     def furthest(self, earlier: JsonObject, later: JsonObject) -> JsonObject:
         """Give the message whose marker stays if those of both are stored, one after the other."""
-
-    def set_aside(self, message: JsonObject) -> bool:
-        """Keep a processed *message* for later if its marker is held back, and say so."""
 
     def passed_over(self, message: JsonObject) -> None:
         """Take note that the marker of *message* will not be stored."""
@@ -106,17 +102,8 @@ class InFlight:
 
     def __init__(self) -> None:
         self.lines: dict[str, Line] = {}
-        self.abandoned: deque[Place] = deque()
-
-    def messages(self) -> set[int]:
-        """Give the identities of the messages in flight."""
-        found = set()
-        for line in self.lines.values():
-            place = line.front.next
-            while place is not None:
-                found.add(id(place.message))
-                place = place.next
-        return found
+        #: Places whose blocks will not end any more, until the next call that changes the lines.
+        self.abandoned: list[Place] = []
 
     def start(self, rules: Rules, message: JsonObject) -> Place:
         """Put *message* in flight, after those that are.
@@ -140,8 +127,7 @@ class InFlight:
         self._clear_abandoned(rules)
         if not succeeded:
             rules.passed_over(place.message)
-        stores = succeeded and not rules.set_aside(place.message)
-        self._leave(rules, place, place.message if stores else None)
+        self._leave(rules, place, place.message if succeeded else None)
         await self._store_due(rules, place.line)
 
     def abandon(self, place: Place) -> None:
@@ -177,7 +163,7 @@ class InFlight:
 
     def _clear_abandoned(self, rules: Rules) -> None:
         while self.abandoned:
-            place = self.abandoned.popleft()
+            place = self.abandoned.pop(0)
             # It was not processed, so nothing that has finished already may pass it.
             place.held = None
             rules.passed_over(place.message)

@@ -397,38 +397,17 @@ class _Rules:
         notes.hand_on(key, earlier, later)
         return later
 
-    def set_aside(self, message: JsonObject) -> bool:
-        """Keep a processed *message* for later if its marker is held back, and say so."""
-        return self._notes.set_aside(self.key_of(message), message, self.furthest)
-
     def passed_over(self, message: JsonObject) -> None:
         """Take note that the marker of *message* will not be stored."""
-        # A stored marker that it was to replace is still of no use, so the next message replaces it.
-        self._notes.passed_over(self.key_of(message), message)
+        # If it was to replace a marker that cannot be resumed from, the next message does that.
+        self._notes.hand_on(self.key_of(message), message, ANY)
 
     async def store(self, message: JsonObject) -> None:
-        """Store the marker of *message*, and what is due after it."""
-        if not self._notes.special:
-            await self._storage.extract_replay_id(message)
-            return
-        key = self.key_of(message)
-        if self.set_aside(message):
-            return
-        for due in (message, *self._notes.due_after(key, message)):
-            await self._extract(key, due)
-        self._notes.settled(key, message)
-
-    async def store_due(self) -> None:
-        """Store what has been kept and waits for nothing any more."""
-        for key, messages in self._notes.due_now().items():
-            for message in messages:
-                await self._extract(key, message)
-            self._notes.settled(key, ANY)
-
-    async def _extract(self, key: str, message: JsonObject) -> None:
+        """Store the marker of *message*."""
         await self._storage.extract_replay_id(message)
+        key = self._notes.key_of(message)
         if self._notes.overwrites(key, message):
-            # A storage that extracts markers by itself knows nothing of this.
+            # A storage with an extract_replay_id() of its own does not know that it should overwrite.
             marker = marker_of(self._storage, message)
             if marker is not None:
                 await self._storage.set_replay_marker(key, marker)
@@ -457,15 +436,6 @@ def attach(
     """
     reference = None if client is None else weakref.ref(client)
     _NOTES.of(storage).attach(Attachment(aliases, subscribed, reference, timeout))
-
-
-def key_of_message(storage: ReplayMarkerStorage, message: JsonObject) -> str:
-    """Give the key that the marker of *message* is stored under; empty if there is none.
-
-    :param storage: the storage
-    :param message: an event
-    """
-    return _NOTES.of(storage).key_of(message)
 
 
 def marker_of(storage: ReplayMarkerStorage, message: JsonObject) -> ReplayMarker | None:
@@ -522,13 +492,13 @@ def _warn_once(storage: ReplayMarkerStorage, message: JsonObject, what: str) -> 
 
 
 def store_marker(storage: ReplayMarkerStorage, message: JsonObject) -> Awaitable[None]:
-    """Store the marker of a message that was handed over, unless it is held back.
+    """Store the marker of a message that was handed over.
 
     :param storage: the storage
     :param message: an event
     :return: to be awaited; raises what the storage raises, and then nothing is lost by doing it again
     """
-    if not _NOTES.of(storage).special:
+    if not _NOTES.of(storage).overwriting:
         return storage.extract_replay_id(message)
     return _Rules(storage).store(message)
 
@@ -544,32 +514,6 @@ def overwrite_with(storage: ReplayMarkerStorage, message: JsonObject) -> None:
         notes.overwrite_with(notes.key_of(message), message)
 
 
-def hold_back(storage: ReplayMarkerStorage, *messages: JsonObject) -> None:
-    """Have the markers of messages that came ahead of others wait until :func:`release`.
-
-    They are handed over like any others. What is kept of them is the marker that storing one after the
-    other would have left.
-
-    :param storage: the storage
-    :param messages: events, these objects and no copies
-    """
-    if not _stores_nothing(storage):
-        notes = _NOTES.of(storage)
-        for message in messages:
-            notes.hold_back(notes.key_of(message), message)
-
-
-def release(storage: ReplayMarkerStorage, key: str, after: JsonObject | None = None) -> None:
-    """Let what is held back of a channel be stored.
-
-    :param storage: the storage
-    :param key: the key of the channel
-    :param after: the last of the messages that had to come first: what is kept is stored together with its
-        marker. None: with the next marker of the channel, or by :func:`flush`
-    """
-    _NOTES.of(storage).release(key, ANY if after is None else after)
-
-
 def buffers(storage: ReplayMarkerStorage) -> bool:
     """Say whether markers may wait in memory until :func:`flush`.
 
@@ -579,13 +523,11 @@ def buffers(storage: ReplayMarkerStorage) -> bool:
 
 
 async def flush(storage: ReplayMarkerStorage) -> None:
-    """Store what is due: markers that have been released, and those that wait in memory.
+    """Store the markers that wait in memory.
 
     :param storage: the storage
-    :raises ReplayError: if that fails; it stays due
+    :raises ReplayError: if that fails; they go on waiting
     """
-    if _NOTES.of(storage).special:
-        await _Rules(storage).store_due()
     if isinstance(storage, DurableStorage):
         await storage.flush()
 

@@ -846,7 +846,7 @@ def test_the_direct_way_has_the_same_results(
 
     asyncio.run(extract())
     assert direct.mapping == extracting.mapping
-    assert set(notes_of(direct).special) == set(notes_of(extracting).special)
+    assert set(notes_of(direct).overwriting) == set(notes_of(extracting).overwriting)
 
 
 @pytest.mark.parametrize("make", [platform, push_topic, generic, change])

@@ -481,7 +481,7 @@ async def test_overwriting_waits_until_it_has_succeeded(server: RedisServer) -> 
             await storage.extract_replay_id(first)
         server.start()
         await storage.extract_replay_id(first)
-        assert notes_of(storage).special == {}
+        assert notes_of(storage).overwriting == {}
         assert await storage.get_replay_marker(CHANNEL) == ReplayMarker(OLD, 1)
         await storage.extract_replay_id(event(0, "2001-01-01T00:00:00Z"))
         assert await storage.get_replay_marker(CHANNEL) == ReplayMarker(OLD, 1)

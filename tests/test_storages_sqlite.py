@@ -307,7 +307,7 @@ async def test_the_first_message_behind_a_fallback_overwrites(path: Path, direct
         overwrite_with(storage, first)
         for message in (before, first, second):
             await (store_directly if direct else store_marker)(storage, message)
-        assert notes_of(storage).special == {}
+        assert notes_of(storage).overwriting == {}
         assert await storage.get_replay_marker(CHANNEL) == ReplayMarker(MIDDLE, 2)
         await storage.flush()
         assert await storage.get_replay_marker(CHANNEL) == ReplayMarker(MIDDLE, 2)
