@@ -307,7 +307,9 @@ class Recovery:
         else:
             self.waits_for_person = False
             if looks_for_instance:
-                # The token may still be good: the instance is asked again as well.
+                # The token may still be good: the instance is asked again as well. If it still says
+                # that the org is gone, nobody has said yet where it is.
+                self.instance.is_gone = False
                 self.enter(State.NO_SESSION, error)
             is_limited = error.retry_after is not None or _is_rate_limit(error)
             delay = self.delays.busy("login") if is_limited else self.delays.network("login")
