@@ -23,7 +23,7 @@ class Rules(Protocol):
         """Give the message whose marker stays if those of both are stored, one after the other."""
 
     def passed_over(self, message: JsonObject) -> None:
-        """Take note that the marker of *message* will not be stored."""
+        """Note that the marker of *message* will not be stored."""
 
     async def store(self, message: JsonObject) -> None:
         """Store the marker of *message*."""
@@ -37,8 +37,6 @@ class Place:
         one has finished too
     :ivar line: where the place is
     """
-
-    __slots__ = ("before", "held", "line", "message", "next")
 
     def __init__(self, line: Line, message: JsonObject) -> None:
         self.line = line
@@ -118,7 +116,7 @@ class InFlight:
         return self.lines[key].join(message)
 
     async def finish(self, rules: Rules, place: Place, *, succeeded: bool) -> None:
-        """Take note of the end of a block, and store the marker that this makes due.
+        """Note the end of a block, and store the marker that this makes due.
 
         :param rules: of the storage
         :param place: of the message
@@ -131,7 +129,7 @@ class InFlight:
         await self._store_due(rules, place.line)
 
     def abandon(self, place: Place) -> None:
-        """Take note that a message was not processed: its block was cancelled or never entered.
+        """Note that a message was not processed: its block was cancelled or never entered.
 
         :param place: of the message
         """

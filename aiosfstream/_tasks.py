@@ -1,7 +1,7 @@
 """Tasks of the engine, and who has cancelled them.
 
-A ``CancelledError`` may come out of what a task awaits, where another task was cancelled: that is
-trouble like any other. When somebody has asked the task itself to end, it ends.
+A ``CancelledError`` may come from something that a task awaits and that was cancelled itself: that is a
+failure like any other. Only a task that was asked to end has to end.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ else:
         return _Task(coroutine, loop=asyncio.get_running_loop(), name=name)
 
     def is_cancelled() -> bool:
-        """Say whether somebody has asked the current task to end; of a foreign one, say so."""
+        """Say whether somebody has asked the current task to end; True if that cannot be known."""
         task = asyncio.current_task()
         return task.requests_to_end > 0 if isinstance(task, _Task) else task is not None
 

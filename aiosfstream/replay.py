@@ -40,10 +40,9 @@ __all__ = [
 
 LOGGER = logging.getLogger(__name__)
 
-# Before Python 3.12 a member of an enum is found by a function in Python, and this looks at every request.
 _HANDSHAKE: Final[str] = MetaChannel.HANDSHAKE.value
 _SUBSCRIBE: Final[str] = MetaChannel.SUBSCRIBE.value
-#: Channels that a storage has warned about; more names than this come from no sound server.
+#: Warnings that a storage gives at most: a server could make up names without end.
 MAX_NAMES: Final = 1000
 
 #: What a storage remembers. Subclasses need not call the constructor, and may use any name.
@@ -132,7 +131,7 @@ def follows(stored: ReplayMarker, date: str, replay_id: object) -> bool:
     )
 
 
-#: Makes a marker from its class and a pair.
+#: Makes a marker from its class and a pair, in half the time that calling the class takes.
 make_marker: Final = tuple.__new__
 
 
@@ -398,7 +397,7 @@ class _Rules:
         return later
 
     def passed_over(self, message: JsonObject) -> None:
-        """Take note that the marker of *message* will not be stored."""
+        """Note that the marker of *message* will not be stored."""
         # If it was to replace a marker that cannot be resumed from, the next message does that.
         self._notes.hand_on(self.key_of(message), message, ANY)
 
@@ -432,7 +431,7 @@ def attach(
     :param subscribed: the keys of which markers are stored: of all channels that have been subscribed
         since the client was opened, since messages may still wait after an ``unsubscribe``
     :param client: whose these are; a storage that several clients share needs it
-    :param timeout: seconds that storing a marker at the end of a block may take; None: any time
+    :param timeout: seconds that storing a marker at the end of a block may take; None: no limit
     """
     reference = None if client is None else weakref.ref(client)
     _NOTES.of(storage).attach(Attachment(aliases, subscribed, reference, timeout))
@@ -478,7 +477,7 @@ def _take_fallback(storage: ReplayMarkerStorage, key: str) -> int | None:
     except AttributeError:
         # A property of a subclass's own.
         return None
-    # The stored marker is of no use any more: it must not outlast the events that come now.
+    # The stored marker is obsolete: that of the next event replaces it, even if its date is earlier.
     _NOTES.of(storage).overwrite_with(key, ANY)
     return fallback
 
@@ -504,7 +503,7 @@ def store_marker(storage: ReplayMarkerStorage, message: JsonObject) -> Awaitable
 
 
 def overwrite_with(storage: ReplayMarkerStorage, message: JsonObject) -> None:
-    """Have the marker of *message* stored, when it comes, whatever is stored: what is has become useless.
+    """Have the marker of a message replace the stored one, which cannot be resumed from, even if that is newer.
 
     :param storage: the storage
     :param message: an event, the first after a fallback
@@ -574,7 +573,7 @@ def direct_store_of(storage: ReplayMarkerStorage) -> Callable[[JsonObject], bool
         return storage.direct_store()
     if isinstance(storage, MappingStorage) and _MAPPING.are_those_of(storage):
         return _direct_store_in(storage)
-    return _store_nothing if _stores_nothing(storage) else None
+    return store_nothing if _stores_nothing(storage) else None
 
 
 def _stores_nothing(storage: ReplayMarkerStorage) -> bool:
@@ -587,8 +586,6 @@ class _Block:
 
     :ivar place: of the message among those in flight
     """
-
-    __slots__ = ("ended", "entered", "place")
 
     def __init__(self, place: Place) -> None:
         self.place = place
@@ -747,7 +744,6 @@ def _direct_store_in(storage: MappingStorage) -> Callable[[JsonObject], bool]:
         except (KeyError, TypeError, ValueError, AttributeError):
             # Out of the ordinary in one of many ways.
             return False
-        # In half the time that calling its class takes.
         mapping[channel] = make_marker(ReplayMarker, (date, replay_id))
         return True
 
@@ -824,12 +820,16 @@ class ConstantReplayId(DefaultReplayIdMixin, ReplayMarkerStorage):
         """Store nothing, so that no message can fail by what it lacks."""
 
 
-def _store_nothing(_message: JsonObject) -> bool:
+def store_nothing(_message: JsonObject) -> bool:
+    """Say that the marker of a message is stored, since none is to be.
+
+    :param _message: the message
+    """
     return True
 
 
 class Hooks:
-    """The parts of storing that a subclass or a test may replace, as they are in a class.
+    """The methods of a class that take part in storing, which a subclass or a test may replace.
 
     :param cls: the class
     :param names: more of its methods
@@ -853,7 +853,7 @@ _CONSTANT: Final = Hooks(ConstantReplayId)
 
 
 def _function(attribute: Any) -> Any:
-    # Of a method. What is static is a function already.
+    # A method has its function in there; a static method is one already.
     return getattr(attribute, "__func__", attribute)
 
 

@@ -333,7 +333,7 @@ class _Router:
             await outcome
 
     def _wider(self, channel: str) -> Handler | None:
-        """Give the handler of the first channel that other channels' events come on."""
+        """Give the first handler of a wildcard or custom channel that may bring events of *channel*."""
         for name, handler in self._handlers.items():
             stem = name.rstrip("*")
             if stem != name and channel.startswith(stem):

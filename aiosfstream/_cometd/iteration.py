@@ -24,11 +24,11 @@ class Source(Protocol):
 
     @property
     def turn(self) -> Turn:
-        """The turn of those that take messages."""
+        """The turn to take messages, which one task has at a time."""
 
     @property
     def direct(self) -> Store | None:
-        """What stores the marker of an ordinary message at once, or None."""
+        """Stores the marker of an ordinary message without waiting; None if nothing can."""
 
     @property
     def groups(self) -> bool:
@@ -67,10 +67,10 @@ def _pending(source: Source) -> Iterator[JsonObject]:
     if mailbox is None:
         return
     items = mailbox.items
-    # Others who receive take one message at a time.
+    # While other tasks wait in receive(), messages are taken one at a time, in turn.
     while items and not turn.taken and (store := source.direct) is not None:
         message = items[0]
-        # What aiocometd would turn into an error goes the long way, as an error does.
+        # receive() raises errors, and what aiocometd makes an error of.
         if isinstance(message, Exception) or "successful" in message:
             return
         try:

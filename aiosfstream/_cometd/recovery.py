@@ -75,7 +75,7 @@ class Recovery:
         self._times_told = 0
 
     def next_step(self) -> Step:
-        """Give the next step, and with it the delay before, which is then used up."""
+        """Give the next step and the delay before it, which is given once."""
         delay, self._delay = self._delay, 0.0
         return Step(ACTIONS[self.state], delay)
 
@@ -127,7 +127,7 @@ class Recovery:
     def recovered(self, *, report: bool = True) -> None:
         """Note that all is well.
 
-        :param report: whether it was not before
+        :param report: whether the observer should know, since it was not so before
         """
         self.last_error = None
         self.lost_since = None

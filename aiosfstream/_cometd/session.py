@@ -45,7 +45,7 @@ from .writer import Writer
 
 LOGGER = logging.getLogger(__name__)
 
-#: So often an answer that cannot be read is asked for, before what is in it is skipped.
+#: How often an answer that cannot be read is asked for before its events are skipped.
 MAX_UNREADABLE: Final = 3
 
 _ENDED: Final = "Connection closed by the server for good; open the client again to go on"
@@ -75,7 +75,7 @@ class Session:
         self._poll_timeout = poll_timeout
         self.channels = Channels(limit, host.first_after_fallback)
         self.recovery = Recovery(host, report, policy, rng, self._leave)
-        #: Which session answers belong to; those of an earlier one are not used.
+        #: The number of the present session; answers to requests of an earlier one are not used.
         self.epoch = 0
         self.advice: JsonObject = {}
         #: Last reply to a connect.
@@ -97,7 +97,7 @@ class Session:
         return self.recovery.state
 
     def next_step(self, now: float = 0.0) -> Step:
-        """Give the next step, and with it the delay before, which is then used up.
+        """Give the next step and the delay before it, which is given once.
 
         :param now: the time, in seconds
         """
@@ -136,7 +136,7 @@ class Session:
     # Connects
 
     def handshake_message(self, connection_types: list[str]) -> JsonObject:
-        """Build a handshake. The advice of the session before is forgotten with it.
+        """Build a handshake, and forget the advice of the session before.
 
         Salesforce sends none in its reply; with an old ``reconnect: handshake`` still in force the
         client would handshake for ever.
@@ -196,7 +196,7 @@ class Session:
 
         :return: the events to deliver, and the other messages, for :meth:`take_reply`
         """
-        # A new session has no channels, so what comes with it comes again.
+        # Before its channels are subscribed a session should bring nothing; what it brings comes again.
         if ticket.epoch != self.epoch or ticket.request["channel"] == HANDSHAKE:
             return [], self.channels.drop(messages, ticket)
         return self.channels.receive(messages, ticket)
@@ -347,7 +347,7 @@ class Session:
         for subscription in self._renewal.due(now):
             if self.channels.subscriptions.get(subscription.channel) is subscription:
                 if not subscription.fell_back:
-                    subscription.aim()
+                    subscription.stamp_resume_point()
                 return subscription
             self._renewal.settle(subscription)
         if self.state is State.RESUBSCRIBING:
@@ -382,7 +382,7 @@ class Session:
         self.recovery.storage_failed(error, now)
 
     def disturbed(self, error: TransportError, now: float) -> None:
-        """Take a step that was ended by something else than its outcome: what came of it is lost."""
+        """Note that a step was cancelled by something outside of the client: its outcome is lost."""
         self.recovery.recover(Verdict.RENEW_LOST, error, now)
 
     # Requests beside the connect
@@ -422,7 +422,7 @@ class Session:
     def _sequel(
         self, verdict: Verdict, result: JsonObject | Failure, epoch: int, now: float
     ) -> Sequel:
-        """Have the session renewed if a request has shown that it is of no use."""
+        """Have the session renewed if a request has shown that it cannot be used any more."""
         is_present = epoch == self.epoch
         if isinstance(result, Failure):
             if is_present and verdict in (Verdict.LOG_IN, Verdict.RENEW_LOST):
@@ -448,7 +448,7 @@ class Session:
         self.epoch += 1
 
 
-#: What a connect's reply may say in a session that the server has ended: it says goodbye in pieces.
+#: What a connect's reply may say in a session that the server has ended, whose last messages come in any order.
 _FAREWELLS: Final = (Verdict.PROCEED, Verdict.RETRY, Verdict.RENEW, Verdict.STOP)
 
 

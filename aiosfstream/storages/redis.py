@@ -58,7 +58,7 @@ if stays() then return 0 end
 redis.call('HSET', KEYS[1], 'date', date, 'instant', ARGV[2], 'replay_id', id, 'org', org)
 return 1
 """
-# Notes whose markers these are. Writes in any case: who may not, is told when the client is opened.
+# Notes whose markers these are. Writes in any case, so that missing rights are found when the client is opened.
 _OPEN: Final = """
 local org, may_start_anew = ARGV[1], ARGV[2]
 local found = redis.call('HMGET', KEYS[1], 'org', 'started_anew')
@@ -287,7 +287,7 @@ class RedisStorage(DefaultReplayIdMixin, DurableStorage):
         await self._ask(key, lambda: self._client.eval(_STORE, 1, key, *values))
 
     async def _ask(self, key: str, command: Callable[[], Any]) -> Any:
-        """Send a command, twice if the connection is no good: none of ours does harm when repeated."""
+        """Send a command, and once more if the connection fails: repeating these does no harm."""
         try:
             try:
                 return await _cancellable(command())

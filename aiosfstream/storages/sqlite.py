@@ -176,7 +176,7 @@ class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
             try:
                 await _note_presence(state)
             except ReplayError as error:
-                # If a marker cannot be stored, that is an error. This is not.
+                # Only a marker that cannot be stored is an error.
                 LOGGER.warning("%s", error)
 
     def begin_flush(self) -> bool:
