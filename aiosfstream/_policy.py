@@ -55,6 +55,8 @@ LOGGER = logging.getLogger("aiosfstream.client")
 _CHANCE: Final = random.Random()
 #: The path of an identity URL, with the id of the org.
 _IDENTITY: Final = re.compile(r"/id/(00D[A-Za-z0-9]{12}(?:[A-Za-z0-9]{3})?)(?:/|$)")
+#: Characters of an org's id; the three that may follow are a check sum.
+_ORG_ID: Final = 15
 
 
 @dataclass
@@ -97,6 +99,8 @@ class Policy:
         self._storage = storage
         self.options = options
         self.stores_on_receipt = True
+        # The id of the org that the client was opened for, if that is known.
+        self._org: str | None = None
         self._warned_of_tls = False
         # Tells a storage about the channels of the session, once there is one.
         self._attach: Callable[[ReplayMarkerStorage], None] | None = None
@@ -123,7 +127,8 @@ class Policy:
         :param refused: the ``Authorization`` header that was refused; if another one is in use by
             now, that is kept. None: the client is being opened
         :return: the endpoint
-        :raises AuthenticationError: if no token can be had, or the instance is not in ``allowed_hosts``
+        :raises AuthenticationError: if no token can be had, or only one of another org, or the instance is
+            not in ``allowed_hosts``
         :raises ReplayError: if the storage has markers of another org
         """
         authenticator, http_session = self.authenticator, ENGINES.of(self._client).http_session
@@ -138,9 +143,10 @@ class Policy:
                 f"Authentication failed: the instance {_host_of(instance_url)!r:.200} is not among the allowed_hosts;"
                 " add it, or check login_url"
             )
+        self._check_org(is_opening=refused is None)
         if refused is None:
             LOGGER.info("Successfully authenticated. Instance URL: %r", authenticator.instance_url)
-            await self._open_storage()
+            await self.timed("opened", open_for(self._storage, self._org))
         elif _host_of(instance_url) != _host_of(self._client.url):
             LOGGER.warning(
                 "The org has moved from %s to %s",
@@ -160,10 +166,21 @@ class Policy:
             del arguments[1]
         return get_cometd_url(*arguments)
 
-    async def _open_storage(self) -> None:
-        identity = urlsplit(str(self.authenticator.id or "")).path
-        found = _IDENTITY.search(identity)
-        await self.timed("opened", open_for(self._storage, found[1] if found else None))
+    def _check_org(self, *, is_opening: bool) -> None:
+        """Note whose org the token is for, or refuse another one than the client was opened for.
+
+        The replay ids of one org may by chance be ids of another: events would be skipped in silence.
+        """
+        found = _IDENTITY.search(urlsplit(str(self.authenticator.id or "")).path)
+        org = found[1] if found else None
+        if is_opening:
+            self._org = org
+        elif org and self._org and org[:_ORG_ID] != self._org[:_ORG_ID]:
+            raise AuthenticationError(
+                f"Authentication failed: the new token is for another org, {org}, than the client was opened for,"
+                f" {self._org}, and the replay ids of one mean nothing in the other; close the client and open it"
+                " again, or check login_url and the user"
+            )
 
     # The engine
 
