@@ -8,6 +8,8 @@ from typing import Protocol
 
 from aiocometd.typing import JsonObject
 
+from ._channels import shown
+
 __all__ = ["InFlight", "Place", "Rules"]
 
 LOGGER = logging.getLogger("aiosfstream.replay")
@@ -136,9 +138,9 @@ class InFlight:
         # May run in any thread and at any moment, so it touches nothing that others are changing.
         self.abandoned.append(place)
         LOGGER.warning(
-            "The processing of a message on %.100s was cancelled or never begun, its marker is not"
+            "The processing of a message on %s was cancelled or never begun, its marker is not"
             " stored; a new start gives it again unless a later one has been stored by then",
-            channel_of(place.message),
+            shown(channel_of(place.message)),
         )
 
     def _leave(self, rules: Rules, place: Place, done: JsonObject | None) -> None:

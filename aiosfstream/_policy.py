@@ -29,7 +29,7 @@ from ._http.post import MAX_ANSWER_SIZE
 from ._oauth.flight import log_in_again
 from ._oauth.request import lend_session
 from ._oauth.urls import host_is_allowed
-from ._text import Secret
+from ._text import Secret, fit
 from ._within import within
 from .auth import AuthenticatorBase
 from .events import LOG_ONLY, ConnectionEvent
@@ -145,7 +145,7 @@ class Policy:
             )
         self._check_org(is_opening=refused is None)
         if refused is None:
-            LOGGER.info("Successfully authenticated. Instance URL: %r", authenticator.instance_url)
+            LOGGER.info("Successfully authenticated. Instance URL: %r", fit(instance_url))
             await self.timed("opened", open_for(self._storage, self._org))
         elif _host_of(instance_url) != _host_of(self._client.url):
             LOGGER.warning(
@@ -304,7 +304,7 @@ class Policy:
         except Exception as error:
             raise ReplayError(
                 f"Replay markers could not be {what}: {type(self._storage).__name__} raised"
-                f" {type(error).__name__}: {error!s:.300}; look at the storage"
+                f" {type(error).__name__}: {fit(error)}; look at the storage"
             ) from error
 
     # What iterating needs

@@ -24,7 +24,7 @@ _SHORTEST: Final = 4
 _LONG: Final = 16
 #: How often a text is unescaped: HTML in JSON in a URL.
 _LAYERS: Final = 3
-#: How deep lists and dicts are looked into: no deeper than a JSON parser goes.
+#: How deep lists and dicts are looked into. What is deeper is masked as a whole.
 _DEEPEST: Final = 200
 #: Characters that one character of a secret may become: four bytes, each as ``%F0``.
 _WIDEST: Final = 12
@@ -127,7 +127,8 @@ def without_secrets(value: Any, secrets: Iterable[str | Secret | None]) -> Any:
     """Give a JSON value with each secret in its texts masked, and nothing else changed or cut.
 
     For what is handed on as it came, such as the message of a refusal. It looks for the usual forms of a
-    secret only, at the speed of ``str.replace()``: what is to be shown goes through :func:`fit`.
+    secret only, at the speed of ``str.replace()``: what is to be shown goes through :func:`fit`. What is
+    nested deeper than anybody nests is masked as a whole.
 
     :param value: texts, numbers, lists and dicts
     :param secrets: what must not be in it
@@ -150,8 +151,11 @@ def _replaced(value: Any, forms: list[str], depth: int) -> Any:
         for form in forms:
             value = value.replace(form, MASK)
         return value
-    if depth > _DEEPEST or not isinstance(value, (list, dict)):
+    if not isinstance(value, (list, dict)):
         return value
+    if depth > _DEEPEST:
+        # Whatever is in there, nobody has a use for it.
+        return MASK if value else value
     if isinstance(value, list):
         items = [_replaced(item, forms, depth + 1) for item in value]
         return value if all(map(operator.is_, items, value)) else items

@@ -17,11 +17,12 @@ from aiocometd.constants import MetaChannel
 from aiocometd.extensions import Extension
 from aiocometd.typing import Headers, JsonObject, Payload
 
-from ._channels import key_of
+from ._channels import key_of, shown
 from ._dates import LATEST, UNKNOWN, instant
 from ._in_flight import Place, channel_of
 from ._internals import Slot
 from ._notes import ANY, EVERYTHING, Attachment, Notes
+from ._text import fit
 from ._within import within
 from .exceptions import ReplayError
 
@@ -287,7 +288,7 @@ class ReplayMarkerStorage(Extension):
         if _is_date(date):
             return str(date)
         raise ReplayError(
-            f"No message creation date found in a message on {message.get('channel')}. It should have"
+            f"No message creation date found in a message on {shown(message.get('channel'))}. It should have"
             " event.createdDate, payload.CreatedDate or a ChangeEventHeader."
         )
 
@@ -484,10 +485,11 @@ def _take_fallback(storage: ReplayMarkerStorage, key: str) -> int | None:
 
 def _warn_once(storage: ReplayMarkerStorage, message: JsonObject, what: str) -> None:
     warned = _NOTES.of(storage).warned
-    key = (str(channel_of(message)), what)
+    channel = channel_of(message)
+    key = (f"{channel!s:.100}", what)
     if key not in warned and len(warned) < MAX_NAMES:
         warned.add(key)
-        LOGGER.warning("A message on %.100s %s", *key)
+        LOGGER.warning("A message on %s %s", shown(channel), what)
 
 
 def store_marker(storage: ReplayMarkerStorage, message: JsonObject) -> Awaitable[None]:
@@ -618,7 +620,7 @@ class ReplayMarkerStorageContextManager:
         block = _block_of(self)
         if block.entered:
             raise ReplayError(
-                f"The processing of a message on {channel_of(self.message)} can be entered once only: call the"
+                f"The processing of a message on {shown(channel_of(self.message))} can be entered once only: call the"
                 " storage for each message."
             )
         block.entered = True
@@ -667,7 +669,7 @@ async def _finish(storage: ReplayMarkerStorage, place: Place, *, succeeded: bool
         await within(seconds, finishing)
     except asyncio.TimeoutError as error:
         raise ReplayError(
-            f"The replay marker of a message on {channel_of(place.message)} could not be stored:"
+            f"The replay marker of a message on {shown(channel_of(place.message))} could not be stored:"
             f" {type(storage).__name__} has not answered within {seconds} seconds; look whether"
             " it can be reached"
         ) from error
@@ -675,9 +677,9 @@ async def _finish(storage: ReplayMarkerStorage, place: Place, *, succeeded: bool
 
 async def _fail(storage: ReplayMarkerStorage, place: Place, exc_type: type[BaseException]) -> None:
     LOGGER.warning(
-        "Processing a message on %.100s failed with %s, its marker is not stored; a new start gives it"
+        "Processing a message on %s failed with %s, its marker is not stored; a new start gives it"
         " again only if no later one has been stored by then",
-        channel_of(place.message),
+        shown(channel_of(place.message)),
         exc_type.__name__,
     )
     try:
@@ -858,9 +860,9 @@ def _function(attribute: Any) -> Any:
 
 
 def _failed(what: str, key: str, error: Exception) -> ReplayError:
-    reason = f"{type(error).__name__}: {error!s:.300}"
+    reason = f"{type(error).__name__}: {fit(error)}"
     return ReplayError(
-        f"The replay marker of channel {key} could not be {what}: {reason}. Look at the storage; the next"
+        f"The replay marker of channel {shown(key)} could not be {what}: {reason}. Look at the storage; the next"
         " attempt asks it again."
     )
 
@@ -900,7 +902,7 @@ def read_marker(channel: str, value: Any) -> ReplayMarker | None:
         date, replay_id = None, value
     if not _is_id(replay_id) or not (date is None or date == "" or _is_date(date)):
         raise ReplayError(
-            f"{_SHORT.repr(value)} is stored for channel {channel:.100}, which is no replay marker. Give it a ReplayMarker,"
+            f"{_SHORT.repr(value)} is stored for channel {shown(channel)}, which is no replay marker. Give it a ReplayMarker,"
             " a date and a replay id, or a replay id."
         )
     return ReplayMarker("" if date is None else str(date), replay_id)

@@ -287,6 +287,16 @@ def test_names_are_bounded() -> None:
         assert [*table.channels.aliases][-1] == f"/event/{number}"
 
 
+@pytest.mark.parametrize("subscribed", [A, "/event/*"])
+def test_names_without_end_are_not_kept(subscribed: str) -> None:
+    table = Table().open(subscribed)
+    for number in range(50):
+        name = f"/event/{number}" + "x" * 100_000
+        assert len(table.connect(event(name, number))) == 1
+    kept = [*table.channels._owners, *table.channels.aliases]
+    assert sum(map(len, kept)) < 100_000
+
+
 # Whose event it is
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from aiocometd.typing import JsonObject
 
-from .._channels import key_of
+from .._channels import LONGEST, key_of, shown
 from .backlog import Backlog
 from .messages import is_event
 from .once import Once
@@ -368,7 +368,7 @@ class Channels:
             # A duplicate as well: after a resume point was set back, it is how that moves on again.
             owner.resume = replay_id
         if is_duplicate:
-            LOGGER.debug("Dropped a duplicate on %.100s: replay id %.100r", channel, replay_id)
+            LOGGER.debug("Dropped a duplicate on %.100r: replay id %.100r", channel, replay_id)
             return False
         self._overwrite_marker(message, owners)
         return True
@@ -400,6 +400,9 @@ class Channels:
 
     def _owners_of(self, channel: str) -> tuple[Subscription, ...]:
         """Give the subscriptions that an event may belong to."""
+        if len(channel) > LONGEST:
+            # Remembering it would let a server fill the memory with names.
+            return tuple(self._find_owners(key_of(channel)))
         if channel not in self._owners:
             if len(self._owners) >= MAX_NAMES:
                 self._owners.clear()
@@ -427,9 +430,9 @@ class Channels:
     def _note_stranger(self, channel: str) -> None:
         if self._strangers.is_new(channel):
             LOGGER.warning(
-                "An event arrived on %.100s, which belongs to no subscription: it is delivered, but"
+                "An event arrived on %s, which belongs to no subscription: it is delivered, but"
                 " cannot be resumed from; subscribe to its channel",
-                channel,
+                shown(channel),
             )
 
     def _limit_memory(self, count: int) -> None:

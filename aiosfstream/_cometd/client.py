@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol, cast
@@ -53,6 +54,8 @@ SessionFactory = Callable[..., aiohttp.ClientSession]
 #: Seconds that closing the HTTP session may take.
 RELEASE_TIMEOUT: Final = 2.0
 
+#: What a type of connection may be called.
+_NAME: Final = re.compile("[a-z-]{1,40}")
 _LONG_POLLING: Final[str] = ConnectionType.LONG_POLLING.value
 
 
@@ -226,9 +229,12 @@ class BaseClient(CometdClient):
         self._verify_response(response)
         offered = response.get("supportedConnectionTypes", [_LONG_POLLING])
         if not isinstance(offered, list) or _LONG_POLLING not in offered:
+            # Shown as far as they are names, since a server may put the token there as well.
+            names = offered if isinstance(offered, list) else [offered]
+            shown = [one for one in names if isinstance(one, str) and _NAME.fullmatch(one)]
             raise ClientError(
                 f"None of the connection types offered by the server {self.url} are supported:"
-                f" {offered!r:.200}; this client needs long-polling, so check that the URL is right"
+                f" {', '.join(shown[:10]) or 'none has a name'}; this client needs long-polling, so check that the URL is right"
             )
         return transport
 

@@ -8,6 +8,8 @@ from typing import Protocol
 
 from aiocometd.typing import JsonObject
 
+from .._channels import shown
+from .._text import fit
 from ..exceptions import ClientInvalidOperation, ReplayError
 from .mailbox import Mailbox, Turn
 
@@ -94,7 +96,7 @@ def storing_failed(message: JsonObject, error: Exception) -> ReplayError:
     :param error: what the storage has raised
     """
     return ReplayError(
-        f"The replay marker of a message on {message.get('channel')} could not be stored:"
-        f" {type(error).__name__}: {error!s:.300};"
+        f"The replay marker of a message on {shown(message.get('channel'))} could not be stored:"
+        f" {type(error).__name__}: {fit(error)};"
         " the next receive() gives this message again"
     )
