@@ -59,6 +59,7 @@ ARROWS: dict[str, set[str]] = {
         "_cometd.once",
         "_cometd.messages",
         "_cometd.salesforce",
+        "_text",
     },
     "_cometd.states": {"_cometd.salesforce", "_text"},
     "_cometd.tokens": {"_cometd.retry", "_cometd.states", "_http.failures", "exceptions"},
@@ -81,6 +82,7 @@ ARROWS: dict[str, set[str]] = {
         "exceptions",
     },
     "_cometd.session": {
+        "_channels",
         "_cometd.channels",
         "_cometd.messages",
         "_cometd.once",
@@ -153,6 +155,7 @@ ARROWS: dict[str, set[str]] = {
         "_cometd.transport",
         "_http.bodies",
         "_internals",
+        "_text",
         "exceptions",
     },
     "_oauth": set(),

@@ -16,6 +16,7 @@ from typing import Any, Final
 from aiocometd.typing import JsonObject
 
 from .._channels import LONGEST, key_of, shown
+from .._text import fit
 from .backlog import Backlog
 from .messages import is_event
 from .once import Once
@@ -343,8 +344,8 @@ class Channels:
         if not isinstance(channel, str):
             if self._strangers.is_new(channel):
                 LOGGER.warning(
-                    "Ignored a message with data whose channel is %.100r and no name; look at what is published",
-                    channel,
+                    "Ignored a message with data whose channel is %s and no name; look at what is published",
+                    shown(channel),
                 )
             return False
         owners = self._owners_of(channel)
@@ -368,7 +369,9 @@ class Channels:
             # A duplicate as well: after a resume point was set back, it is how that moves on again.
             owner.resume = replay_id
         if is_duplicate:
-            LOGGER.debug("Dropped a duplicate on %.100r: replay id %.100r", channel, replay_id)
+            if LOGGER.isEnabledFor(logging.DEBUG):
+                what = shown(channel), fit(repr(replay_id), limit=100)
+                LOGGER.debug("Dropped a duplicate on %s: replay id %s", *what)
             return False
         self._overwrite_marker(message, owners)
         return True

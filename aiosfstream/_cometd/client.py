@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol, cast
@@ -41,6 +40,7 @@ from aiocometd.typing import JsonObject, SSLValidationMode
 from .. import _tasks as tasks
 from .._http.bodies import Dumper, Loader
 from .._internals import Slot
+from .._text import fit
 from ..exceptions import ClientError, ClientInvalidOperation
 from .mailbox import Mailbox, Signal, Turn
 from .states import Host
@@ -54,8 +54,6 @@ SessionFactory = Callable[..., aiohttp.ClientSession]
 #: Seconds that closing the HTTP session may take.
 RELEASE_TIMEOUT: Final = 2.0
 
-#: What a type of connection may be called.
-_NAME: Final = re.compile("[a-z-]{1,40}")
 _LONG_POLLING: Final[str] = ConnectionType.LONG_POLLING.value
 
 
@@ -229,12 +227,9 @@ class BaseClient(CometdClient):
         self._verify_response(response)
         offered = response.get("supportedConnectionTypes", [_LONG_POLLING])
         if not isinstance(offered, list) or _LONG_POLLING not in offered:
-            # Shown as far as they are names, since a server may put the token there as well.
-            names = offered if isinstance(offered, list) else [offered]
-            shown = [one for one in names if isinstance(one, str) and _NAME.fullmatch(one)]
             raise ClientError(
                 f"None of the connection types offered by the server {self.url} are supported:"
-                f" {', '.join(shown[:10]) or 'none has a name'}; this client needs long-polling, so check that the URL is right"
+                f" {fit(offered, limit=100)}; this client needs long-polling, so check that the URL is right"
             )
         return transport
 

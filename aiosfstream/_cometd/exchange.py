@@ -352,8 +352,8 @@ class Exchange:
             self._backlog_alarm = None
 
     def _cleaned(self, message: JsonObject) -> JsonObject:
-        """Give a message of an answer without the tokens, which a refusal may repeat."""
-        if message.get("successful") is True:
+        """Give a message of an answer without the tokens, which an answer that leads to an error may repeat."""
+        if message.get("successful") is True and message.get("channel") != HANDSHAKE:
             return message
         cleaned: JsonObject = without_secrets(message, self._tokens)
         return cleaned

@@ -13,6 +13,7 @@ from typing import Final
 
 from aiocometd.typing import JsonObject
 
+from .._channels import shown
 from .._http.failures import Failure, Trouble
 from ..events import ConnectionEvent
 from ..exceptions import ReplayError, ServerError, TransportError
@@ -224,8 +225,8 @@ class Session:
             self._server_left = True
         elif self._is_odd(message, reply) and self._odd.is_new(channel):
             LOGGER.warning(
-                "Ignored a message on channel %.100r with data that is no event; look at what is published there",
-                channel,
+                "Ignored a message on channel %s with data that is no event; look at what is published there",
+                shown(channel),
             )
         advice = message.get("advice")
         if isinstance(advice, dict) and (message is reply or channel == CONNECT):
