@@ -110,6 +110,7 @@ class InFlight:
 
         :param rules: of the storage
         :param message: the message
+        :return: its place, to be finished or abandoned
         """
         self._clear_abandoned(rules)
         key = rules.key_of(message)

@@ -202,7 +202,12 @@ class Policy:
     def make_transport(
         self, url: str, mailbox: Mailbox, http_session: aiohttp.ClientSession
     ) -> LongPollingTransport:
-        """Make the transport of a session that is about to begin."""
+        """Make the transport of a session that is about to begin.
+
+        :param url: the endpoint
+        :param mailbox: where events go
+        :param http_session: what requests are sent with; it stays the client's
+        """
         options = self.options
         session = Session(
             host=self,
@@ -243,7 +248,10 @@ class Policy:
         ]
 
     def fallback_for(self, channel: str) -> Any:
-        """Give the id to use in place of one that is refused, or None for "report it"."""
+        """Give the id to use in place of one that is refused, or None to report the refusal.
+
+        :param channel: the channel that is refused; all have the same fallback
+        """
         return plain_id(getattr(self._client, "replay_fallback", None))
 
     def first_after_fallback(self, message: JsonObject) -> None:
@@ -269,6 +277,7 @@ class Policy:
     async def store(self, message: JsonObject) -> None:
         """Store the marker of a message that is being handed over.
 
+        :param message: the message
         :raises ReplayError: if that fails
         """
         await self.timed("stored", store_marker(self._storage, message))
@@ -320,7 +329,7 @@ class Policy:
         return ENGINES.of(self._client).turn
 
     async def receive(self) -> JsonObject:
-        """Wait for the next message and store its marker."""
+        """Wait for the next message, and give it once its marker is stored."""
         return await self._client.receive()
 
     def find_direct_store(self) -> None:

@@ -136,5 +136,5 @@ class Reporter:
             )
 
 
-#: For the clients without an observer, of which there may be thousands.
+#: Shared by all clients without an observer.
 LOG_ONLY: Final = Reporter(None)

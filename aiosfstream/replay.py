@@ -195,11 +195,17 @@ class ReplayMarkerStorage(Extension):
     # The extension
 
     async def incoming(self, payload: Payload, headers: Headers | None = None) -> None:
-        """Do nothing: a message's marker is stored when it is handed over, not when it arrives."""
+        """Do nothing: a message's marker is stored when it is handed over, not when it arrives.
+
+        :param payload: the messages that have arrived
+        :param headers: the headers of the answer
+        """
 
     async def outgoing(self, payload: Payload, headers: Headers) -> None:
         """Announce the replay extension in handshakes, and put replay ids into subscriptions.
 
+        :param payload: the messages to be sent
+        :param headers: the headers of the request, left alone
         :raises ReplayError: if the marker cannot be read
         """
         for message in payload:
@@ -712,8 +718,9 @@ class MappingStorage(ReplayMarkerStorage):
         return f"{type(self).__name__}(mapping={reprlib.repr(self.mapping)})"
 
     async def get_replay_marker(self, subscription: str) -> ReplayMarker | None:
-        """Give the marker of *subscription*, or None.
+        """Give the marker of *subscription*.
 
+        :return: the marker, or None if there is none
         :raises ReplayError: if the mapping has something else there
         """
         try:
@@ -724,7 +731,7 @@ class MappingStorage(ReplayMarkerStorage):
         return read_marker(subscription, value)
 
     async def set_replay_marker(self, subscription: str, replay_marker: ReplayMarker) -> None:
-        """Put *replay_marker* into the mapping."""
+        """Put *replay_marker* into the mapping, as the value of *subscription*."""
         self.mapping[subscription] = replay_marker
 
 
@@ -812,7 +819,7 @@ class ConstantReplayId(DefaultReplayIdMixin, ReplayMarkerStorage):
         return f"{type(self).__name__}(default_id={self.default_id!r})"
 
     async def get_replay_marker(self, subscription: str) -> ReplayMarker | None:
-        """Give None."""
+        """Give None: there is no marker of *subscription*."""
         return None
 
     async def set_replay_marker(self, subscription: str, replay_marker: ReplayMarker) -> None:
@@ -842,7 +849,10 @@ class Hooks:
         self._functions = {name: getattr(cls, name) for name in (*own, *names)}
 
     def are_those_of(self, storage: ReplayMarkerStorage) -> bool:
-        """Say whether none has been replaced: in a subclass, in the class or in this object."""
+        """Say whether none has been replaced: in a subclass, in the class or in an object.
+
+        :param storage: the object
+        """
         cls = type(storage)
         return all(
             getattr(cls, name) is hook and _function(getattr(storage, name)) is hook

@@ -132,6 +132,7 @@ class Channels:
 
         :param channel: the channel
         :param replay_id: where it starts; None: as the extensions say
+        :return: the subscription, to be accepted or restored once the server has answered
         """
         subscription = Subscription(channel, key_of(channel), start=replay_id, stamp=replay_id)
         subscription.previous = self._active.get(channel)
@@ -185,7 +186,10 @@ class Channels:
             self._index()
 
     def give_up(self, subscription: Subscription) -> None:
-        """Give up a channel that the server refuses. A new subscription continues where it was."""
+        """Give up a channel that the server refuses. A new subscription continues where it was.
+
+        :param subscription: the channel
+        """
         self.forget(subscription.channel)
         if subscription.resume is not None:
             self._given_up[subscription.channel] = subscription
@@ -242,6 +246,7 @@ class Channels:
 
         :param request: the message
         :param epoch: the session that it belongs to
+        :return: the ticket to report its outcome with, by receive(), drop() or abandon()
         """
         points = {
             subscription: subscription.resume

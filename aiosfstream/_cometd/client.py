@@ -74,7 +74,12 @@ class Owner(Host, Protocol):
     def make_transport(
         self, url: str, mailbox: Mailbox, http_session: aiohttp.ClientSession
     ) -> LongPollingTransport:
-        """Make the transport of a session that is about to begin."""
+        """Make the transport of a session that is about to begin.
+
+        :param url: the endpoint
+        :param mailbox: where events go
+        :param http_session: what requests are sent with; it stays the client's
+        """
 
     async def before_waiting(self) -> None:
         """Do what should be done before ``receive()`` waits for the server."""
@@ -138,7 +143,11 @@ _SHARING: Final[WeakKeyDictionary[aiohttp.BaseConnector, int]] = WeakKeyDictiona
 
 
 class BaseClient(CometdClient):
-    """A CometD client on long polling that owns its HTTP session and cleans up whatever happens."""
+    """A CometD client on long polling that owns its HTTP session and cleans up whatever happens.
+
+    :param owner: the client's policy, which makes the HTTP session and the transport
+    :param connection_timeout: and the others: as aiocometd's client takes them
+    """
 
     def __init__(
         self,

@@ -37,7 +37,7 @@ class Source(Protocol):
         """Whether markers are stored in groups, of which each pause would make one more."""
 
     async def receive(self) -> JsonObject:
-        """Wait for the next message and store its marker."""
+        """Wait for the next message, and give it once its marker is stored."""
 
 
 async def iterate(source: Source) -> AsyncIterator[JsonObject]:

@@ -163,7 +163,10 @@ class Mailbox(Signal):
         self.wake()
 
     def fail(self, error: Exception) -> None:
-        """Add an error after the messages that are there, to be raised once."""
+        """Add an error after the messages that are there, to be raised once.
+
+        :param error: the error
+        """
         self.items.append(error)
         self._errors += 1
         self.wake()
@@ -192,7 +195,10 @@ class Mailbox(Signal):
         return True
 
     def put_back(self, message: JsonObject) -> None:
-        """Return a message that was taken and not delivered, to be the next again."""
+        """Return a message that was taken and not delivered, to be the next again.
+
+        :param message: the message
+        """
         self.items.appendleft(message)
         self.wake()
 

@@ -280,7 +280,7 @@ class Polling:
             async with self.requests.turn:
                 result, _ = await self._exchange.send(message, subscription)
         except ReplayError as error:
-            session.storage_failed(error, self._loop.time())
+            session.recovery.storage_failed(error, self._loop.time())
         else:
             session.resubscribe_done(subscription, result, self._loop.time())
 

@@ -87,7 +87,11 @@ class Recovery:
         self._delay = delay
 
     def enter(self, state: State, reason: object) -> None:
-        """Enter a state, and log why."""
+        """Enter a state, and log why.
+
+        :param state: the state
+        :param reason: for the log
+        """
         if state is not self.state:
             LOGGER.debug("session: %s -> %s: %s", self.state.name, state.name, reason)
             self.state = state
@@ -286,7 +290,10 @@ class Recovery:
         return refusals.last is self.last_error is not refusals.first
 
     def authenticated(self, now: float) -> None:
-        """Note that there is a new token."""
+        """Note that there is a new token.
+
+        :param now: the time, in seconds
+        """
         if self.waits_for_person:
             # The application knows why it took so long.
             self.lost_since = now
@@ -295,7 +302,11 @@ class Recovery:
         self.report(ConnectionEvent(ConnectionEventKind.REAUTHENTICATED))
 
     def authentication_failed(self, error: AuthenticationError, now: float) -> None:
-        """Take the failure of a new log-in."""
+        """Take the failure of a new log-in.
+
+        :param error: the failure
+        :param now: the time, in seconds
+        """
         looks_for_instance = error.retryable and self.refusals.first is None
         # Why the instance does not answer says more than that the login host does not either.
         known = self.last_error if looks_for_instance else None
@@ -316,7 +327,11 @@ class Recovery:
             self._retry_after(max(delay, error.retry_after or 0.0), error)
 
     def storage_failed(self, error: ReplayError, now: float) -> None:
-        """Take the failure of a marker storage that was read for a channel without a resume point."""
+        """Take the failure of a marker storage that was read for a channel without a resume point.
+
+        :param error: the failure
+        :param now: the time, in seconds
+        """
         self.note_loss(error, now)
         self._storage_attempts += 1
         if self._storage_attempts % MAX_STORAGE_ATTEMPTS == 0:
@@ -362,7 +377,10 @@ class Recovery:
         )
 
     def stop(self, error: Exception) -> None:
-        """End for good."""
+        """End for good.
+
+        :param error: why
+        """
         # What requests under way bring must not set the session going again.
         self._give_up(notify=False)
         self.last_error = self.stop_error = error

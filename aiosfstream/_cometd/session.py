@@ -16,7 +16,7 @@ from aiocometd.typing import JsonObject
 from .._channels import shown
 from .._http.failures import Failure, Trouble
 from ..events import ConnectionEvent
-from ..exceptions import ReplayError, ServerError, TransportError
+from ..exceptions import ServerError, TransportError
 from .channels import Channels, Subscription, Ticket
 from .messages import (
     CONNECT,
@@ -141,6 +141,8 @@ class Session:
 
         Salesforce sends none in its reply; with an old ``reconnect: handshake`` still in force the
         client would handshake for ever.
+
+        :param connection_types: what is offered
         """
         self._advise({})
         return self.writer.handshake(connection_types)
@@ -195,6 +197,8 @@ class Session:
         Events may come in any answer. Those of a session that was given up are dropped: they
         come again from the resume points, and would otherwise move these past what was lost.
 
+        :param messages: the messages
+        :param ticket: the request that they answer
         :return: the events to deliver, and the other messages, for :meth:`take_reply`
         """
         # Before its channels are subscribed a session should bring nothing; what it brings comes again.
@@ -243,7 +247,11 @@ class Session:
     # What came of a step
 
     def handshake_done(self, result: JsonObject | Failure, now: float) -> None:
-        """Take the outcome of a handshake."""
+        """Take the outcome of a handshake.
+
+        :param result: the reply, or why there is none
+        :param now: the time, in seconds
+        """
         self._server_left = False
         if isinstance(result, Failure):
             self.recovery.failed(result, now)
@@ -358,7 +366,12 @@ class Session:
     def resubscribe_done(
         self, subscription: Subscription, result: JsonObject | Failure, now: float
     ) -> None:
-        """Take the outcome of subscribing a channel again in a new session."""
+        """Take the outcome of subscribing a channel again in a new session.
+
+        :param subscription: the channel
+        :param result: the reply, or why there is none
+        :param now: the time, in seconds
+        """
         if isinstance(result, Failure):
             self._failed(result, now, subscription)
             return
@@ -378,12 +391,12 @@ class Session:
         if self._server_left:
             self._recover(Verdict.FAREWELL, result, now)
 
-    def storage_failed(self, error: ReplayError, now: float) -> None:
-        """Take the failure of a marker storage that was read for a channel without a resume point."""
-        self.recovery.storage_failed(error, now)
-
     def disturbed(self, error: TransportError, now: float) -> None:
-        """Note that a step was cancelled by something outside of the client: its outcome is lost."""
+        """Note that a step was cancelled by something outside of the client: its outcome is lost.
+
+        :param error: what happened
+        :param now: the time, in seconds
+        """
         self.recovery.recover(Verdict.RENEW_LOST, error, now)
 
     # Requests beside the connect
@@ -401,6 +414,7 @@ class Session:
         :param result: the reply, or why there is none
         :param epoch: the session that it was sent in
         :param now: the time, in seconds
+        :return: what follows for the request
         """
         verdict = _judge_beside(request, result)
         sequel = self._sequel(verdict, result, epoch, now)

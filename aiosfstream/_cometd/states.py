@@ -82,7 +82,10 @@ class Host(Protocol):
         """Seconds that the connection may be lost; None or 0: for ever."""
 
     def fallback_for(self, channel: str) -> ReplayId:
-        """Give the id to use in place of one that is refused, or None for "report it"."""
+        """Give the id to use in place of one that is refused, or None to report the refusal.
+
+        :param channel: the channel whose id is refused
+        """
 
     def first_after_fallback(self, message: JsonObject) -> None:
         """Have the marker of *message* replace the stored one, which the server has refused."""

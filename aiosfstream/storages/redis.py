@@ -216,8 +216,10 @@ class RedisStorage(DefaultReplayIdMixin, DurableStorage):
     # Markers
 
     async def get_replay_marker(self, subscription: str) -> ReplayMarker | None:
-        """Give the stored marker, or None.
+        """Give the stored marker.
 
+        :param subscription: the channel, without a PushTopic filter's query
+        :return: the marker, or None if there is none
         :raises ReplayError: if Redis cannot be reached, or has something else there
         """
         key = self._key(subscription)
@@ -238,6 +240,8 @@ class RedisStorage(DefaultReplayIdMixin, DurableStorage):
     async def set_replay_marker(self, subscription: str, replay_marker: ReplayMarker) -> None:
         """Store a marker, whatever is stored.
 
+        :param subscription: the channel, without a PushTopic filter's query
+        :param replay_marker: the marker
         :raises ReplayError: if Redis cannot be reached or refuses it
         """
         await self._store(subscription, replay_marker, overwrites=True)
@@ -245,6 +249,8 @@ class RedisStorage(DefaultReplayIdMixin, DurableStorage):
     async def set_unless_newer(self, subscription: str, replay_marker: ReplayMarker) -> None:
         """Store a marker, unless the stored one is newer, in a single step.
 
+        :param subscription: the channel, without a PushTopic filter's query
+        :param replay_marker: the marker
         :raises ReplayError: if Redis cannot be reached or refuses it
         """
         await self._store(subscription, replay_marker, overwrites=False)
