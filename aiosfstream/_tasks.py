@@ -1,4 +1,4 @@
-"""Tasks of the engine, and who has cancelled them.
+"""Tasks and their time limits, and who has cancelled them; with what Python 3.10 lacks of these.
 
 A ``CancelledError`` may come from something that a task awaits and that was cancelled itself: that is a
 failure like any other. Only a task that was asked to end has to end.
@@ -11,9 +11,16 @@ import sys
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+__all__ = ["is_cancelled", "move", "start", "take_back", "timeout", "uninterrupted"]
+
 ResultT = TypeVar("ResultT")
 
 if sys.version_info >= (3, 11):
+    from asyncio import Timeout, timeout
+
+    def move(alarm: Timeout, when: float) -> None:
+        """Let *alarm* ring at *when*, by the event loop's clock."""
+        alarm.reschedule(when)
 
     def start(coroutine: Coroutine[Any, Any, ResultT], name: str) -> asyncio.Task[ResultT]:
         """Run *coroutine* in a task of the running event loop."""
@@ -29,6 +36,12 @@ if sys.version_info >= (3, 11):
         task.uncancel()
 
 else:
+    # It comes with aiohttp on this Python.
+    from async_timeout import Timeout, timeout
+
+    def move(alarm: Timeout, when: float) -> None:
+        """Let *alarm* ring at *when*, by the event loop's clock."""
+        alarm.update(when)
 
     class _Task(asyncio.Task[ResultT]):
         """A task that knows how often it was asked to end; those of Python 3.10 do not."""

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Generator
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from ._http.deadline import timeout
+from ._tasks import timeout
 
 ResultT = TypeVar("ResultT")
 

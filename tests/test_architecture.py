@@ -211,7 +211,7 @@ ARROWS: dict[str, set[str]] = {
     "_dates": set(),
     "_in_flight": {"_channels"},
     "_notes": {"_channels", "_in_flight"},
-    "_within": {"_http.deadline"},
+    "_within": {"_tasks"},
     "replay": {
         "_channels",
         "_dates",
