@@ -1,8 +1,8 @@
 """Who uses a store: so that nobody moves a marker while a consumer is running.
 
 A consumer leaves a note in the store when a client opens it, renews the note while it polls, and takes it
-away when the store is closed. A note that is not renewed counts no more after a while; one of a process of
-this machine that has ended, at once.
+away when the store is closed. A note that is not renewed expires; one of a process of this machine expires
+when that process ends.
 """
 
 from __future__ import annotations
