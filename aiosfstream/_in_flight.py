@@ -8,6 +8,8 @@ from typing import Protocol
 
 from aiocometd.typing import JsonObject
 
+from ._channels import shown
+
 __all__ = ["InFlight", "Place", "Rules"]
 
 LOGGER = logging.getLogger("aiosfstream.replay")
@@ -23,7 +25,7 @@ class Rules(Protocol):
         """Give the message whose marker stays if those of both are stored, one after the other."""
 
     def passed_over(self, message: JsonObject) -> None:
-        """Take note that the marker of *message* will not be stored."""
+        """Note that the marker of *message* will not be stored."""
 
     async def store(self, message: JsonObject) -> None:
         """Store the marker of *message*."""
@@ -37,8 +39,6 @@ class Place:
         one has finished too
     :ivar line: where the place is
     """
-
-    __slots__ = ("before", "held", "line", "message", "next")
 
     def __init__(self, line: Line, message: JsonObject) -> None:
         self.line = line
@@ -110,6 +110,7 @@ class InFlight:
 
         :param rules: of the storage
         :param message: the message
+        :return: its place, to be finished or abandoned
         """
         self._clear_abandoned(rules)
         key = rules.key_of(message)
@@ -118,7 +119,7 @@ class InFlight:
         return self.lines[key].join(message)
 
     async def finish(self, rules: Rules, place: Place, *, succeeded: bool) -> None:
-        """Take note of the end of a block, and store the marker that this makes due.
+        """Note the end of a block, and store the marker that this makes due.
 
         :param rules: of the storage
         :param place: of the message
@@ -131,16 +132,16 @@ class InFlight:
         await self._store_due(rules, place.line)
 
     def abandon(self, place: Place) -> None:
-        """Take note that a message was not processed: its block was cancelled or never entered.
+        """Note that a message was not processed: its block was cancelled or never entered.
 
         :param place: of the message
         """
         # May run in any thread and at any moment, so it touches nothing that others are changing.
         self.abandoned.append(place)
         LOGGER.warning(
-            "The processing of a message on %.100s was cancelled or never begun, its marker is not"
+            "The processing of a message on %s was cancelled or never begun, its marker is not"
             " stored; a new start gives it again unless a later one has been stored by then",
-            channel_of(place.message),
+            shown(channel_of(place.message)),
         )
 
     def _leave(self, rules: Rules, place: Place, done: JsonObject | None) -> None:

@@ -21,8 +21,6 @@ class Slot(Generic[StateT]):
     :param make: makes the state of an object
     """
 
-    __slots__ = ("_attribute", "_make")
-
     def __init__(self, name: str, make: Callable[[], StateT]) -> None:
         self._attribute: Final = f"aiosfstream: {name}"
         self._make = make

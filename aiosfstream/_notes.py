@@ -14,7 +14,7 @@ from ._in_flight import InFlight, channel_of
 
 __all__ = ["ANY", "Attachment", "Notes"]
 
-#: Stands for the next message of a channel, whichever that will be.
+#: Stands for the next message of a channel.
 ANY: Final[JsonObject] = {}
 
 
@@ -62,7 +62,7 @@ class Notes:
 
     :ivar attached: what its clients have said; never empty
     :ivar in_flight: the messages that are being processed
-    :ivar warned: the channels and troubles that a warning has been written about
+    :ivar warned: what a warning has been written about: channels, and what is wrong with their messages
     :ivar overwriting: by key, the message whose marker replaces the stored one even if that is newer
     """
 

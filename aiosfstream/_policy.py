@@ -29,7 +29,7 @@ from ._http.post import MAX_ANSWER_SIZE
 from ._oauth.flight import log_in_again
 from ._oauth.request import lend_session
 from ._oauth.urls import host_is_allowed
-from ._text import Secret
+from ._text import Secret, fit
 from ._within import within
 from .auth import AuthenticatorBase
 from .events import LOG_ONLY, ConnectionEvent
@@ -46,6 +46,7 @@ from .replay import (
     open_for,
     overwrite_with,
     store_marker,
+    store_nothing,
 )
 
 LOGGER = logging.getLogger("aiosfstream.client")
@@ -54,18 +55,20 @@ LOGGER = logging.getLogger("aiosfstream.client")
 _CHANCE: Final = random.Random()
 #: The path of an identity URL, with the id of the org.
 _IDENTITY: Final = re.compile(r"/id/(00D[A-Za-z0-9]{12}(?:[A-Za-z0-9]{3})?)(?:/|$)")
+#: Characters of an org's id; the three that may follow are a check sum.
+_ORG_ID: Final = 15
 
 
 @dataclass
 class Options:
-    """What a client was given beyond what aiocometd's takes.
+    """The options of a client that aiocometd's client does not have.
 
     :ivar api_version: the Salesforce API version
     :ivar session_factory: makes the HTTP session
     :ivar request_timeout: seconds for each phase of a request
     :ivar poll_timeout: seconds that the server is asked to hold a connect; None: its own choice
-    :ivar storage_timeout: seconds for one call of the storage; None: any time
-    :ivar max_response_size: bytes of the largest answer that is taken
+    :ivar storage_timeout: seconds for one call of the storage; None: no limit
+    :ivar max_response_size: size of the largest answer that is accepted, in bytes
     :ivar allowed_hosts: hosts that an instance may have; None: any
     :ivar report: called with every event that an observer should know of
     :ivar retry: delays between attempts
@@ -87,7 +90,7 @@ class Policy:
 
     :param client: the client
     :param storage: where markers are read from and stored
-    :param options: what it was given
+    :param options: the client's own options
     :ivar stores_on_receipt: whether a marker is stored as its message is handed over
     """
 
@@ -96,9 +99,12 @@ class Policy:
         self._storage = storage
         self.options = options
         self.stores_on_receipt = True
-        self._channels: dict[str, str] = {}
+        # The id of the org that the client was opened for, if that is known.
+        self._org: str | None = None
         self._warned_of_tls = False
-        #: What stores the marker of an ordinary message at once, or None.
+        # Tells a storage about the channels of the session, once there is one.
+        self._attach: Callable[[ReplayMarkerStorage], None] | None = None
+        #: Stores the marker of an ordinary message without waiting; None if nothing can.
         self.direct: Store | None = None
         #: Whether markers are stored in groups.
         self.groups = False
@@ -118,10 +124,11 @@ class Policy:
     async def log_in(self, refused: Secret | None) -> str:
         """Get a token, and with it the URL of the endpoint.
 
-        :param refused: the ``Authorization`` header that was refused: another one that is in use
-            already will do. None: the client is being opened
+        :param refused: the ``Authorization`` header that was refused; if another one is in use by
+            now, that is kept. None: the client is being opened
         :return: the endpoint
-        :raises AuthenticationError: if there is no token to be had
+        :raises AuthenticationError: if no token can be had, or only one of another org, or the instance is
+            not in ``allowed_hosts``
         :raises ReplayError: if the storage has markers of another org
         """
         authenticator, http_session = self.authenticator, ENGINES.of(self._client).http_session
@@ -136,9 +143,10 @@ class Policy:
                 f"Authentication failed: the instance {_host_of(instance_url)!r:.200} is not among the allowed_hosts;"
                 " add it, or check login_url"
             )
+        self._check_org(is_opening=refused is None)
         if refused is None:
-            LOGGER.info("Successfully authenticated. Instance URL: %r", authenticator.instance_url)
-            await self._open_storage()
+            LOGGER.info("Successfully authenticated. Instance URL: %r", fit(instance_url))
+            await self.timed("opened", open_for(self._storage, self._org))
         elif _host_of(instance_url) != _host_of(self._client.url):
             LOGGER.warning(
                 "The org has moved from %s to %s",
@@ -150,7 +158,7 @@ class Policy:
 
     def _endpoint(self, instance_url: str) -> str:
         get_cometd_url: Callable[..., str] = self._client.get_cometd_url  # type: ignore[attr-defined]
-        # One that overrides the method of earlier releases takes no version.
+        # An override that was written for an earlier release takes no version.
         arguments = [instance_url, self.options.api_version]
         try:
             inspect.signature(get_cometd_url).bind(*arguments)
@@ -158,10 +166,21 @@ class Policy:
             del arguments[1]
         return get_cometd_url(*arguments)
 
-    async def _open_storage(self) -> None:
-        identity = urlsplit(str(self.authenticator.id or "")).path
-        found = _IDENTITY.search(identity)
-        await self._timed("opened", open_for(self._storage, found[1] if found else None))
+    def _check_org(self, *, is_opening: bool) -> None:
+        """Note whose org the token is for, or refuse another one than the client was opened for.
+
+        The replay ids of one org may by chance be ids of another: events would be skipped in silence.
+        """
+        found = _IDENTITY.search(urlsplit(str(self.authenticator.id or "")).path)
+        org = found[1] if found else None
+        if is_opening:
+            self._org = org
+        elif org and self._org and org[:_ORG_ID] != self._org[:_ORG_ID]:
+            raise AuthenticationError(
+                f"Authentication failed: the new token is for another org, {org}, than the client was opened for,"
+                f" {self._org}, and the replay ids of one mean nothing in the other; close the client and open it"
+                " again, or check login_url and the user"
+            )
 
     # The engine
 
@@ -183,7 +202,12 @@ class Policy:
     def make_transport(
         self, url: str, mailbox: Mailbox, http_session: aiohttp.ClientSession
     ) -> LongPollingTransport:
-        """Make the transport of a session that is about to begin."""
+        """Make the transport of a session that is about to begin.
+
+        :param url: the endpoint
+        :param mailbox: where events go
+        :param http_session: what requests are sent with; it stays the client's
+        """
         options = self.options
         session = Session(
             host=self,
@@ -211,7 +235,7 @@ class Policy:
             aliases=session.channels.aliases,
             subscribed=session.channels.keys,
             client=self._client,
-            timeout=self.options.storage_timeout,
+            timeout=options.storage_timeout,
         )
         self._attach(self._storage)
         self.find_direct_store()
@@ -224,11 +248,14 @@ class Policy:
         ]
 
     def fallback_for(self, channel: str) -> Any:
-        """Give the id to use in place of one that is refused, or None for "report it"."""
+        """Give the id to use in place of one that is refused, or None to report the refusal.
+
+        :param channel: the channel that is refused; all have the same fallback
+        """
         return plain_id(getattr(self._client, "replay_fallback", None))
 
     def first_after_fallback(self, message: JsonObject) -> None:
-        """Store the marker of *message* whatever is stored: that has been shown to be of no use."""
+        """Have the marker of *message* replace the stored one, which the server has refused."""
         overwrite_with(self._storage, message)
 
     # Markers
@@ -243,17 +270,17 @@ class Policy:
         extensions = self._client.extensions or []
         extensions[:] = [storage if one is self._storage else one for one in extensions]
         self._storage = storage
-        attach_to = getattr(self, "_attach", None)
-        if attach_to is not None:
-            attach_to(storage)
+        if self._attach is not None:
+            self._attach(storage)
         self.find_direct_store()
 
     async def store(self, message: JsonObject) -> None:
         """Store the marker of a message that is being handed over.
 
+        :param message: the message
         :raises ReplayError: if that fails
         """
-        await self._timed("stored", store_marker(self._storage, message))
+        await self.timed("stored", store_marker(self._storage, message))
 
     async def _before_poll(self) -> None:
         # A commit that has begun goes on while the server answers.
@@ -265,18 +292,15 @@ class Policy:
 
         :raises ReplayError: if that fails
         """
-        await self._timed("stored", flush(self._storage))
+        await self.timed("stored", flush(self._storage))
 
     async def timed(self, what: str, call: Any) -> None:
         """Await a call of the storage for as long as it may take.
 
-        :param what: what becomes of markers by it
-        :param call: the call
-        :raises ReplayError: if it fails or takes too long
+        :param what: what the call does to markers, for the errors: "opened", "read", "stored"
+        :param call: the call, to be awaited
+        :raises ReplayError: if it fails or takes longer than ``storage_timeout``
         """
-        await self._timed(what, call)
-
-    async def _timed(self, what: str, call: Any) -> None:
         try:
             await within(self.options.storage_timeout, call)
         except ReplayError:
@@ -289,7 +313,7 @@ class Policy:
         except Exception as error:
             raise ReplayError(
                 f"Replay markers could not be {what}: {type(self._storage).__name__} raised"
-                f" {type(error).__name__}: {error!s:.300}; look at the storage"
+                f" {type(error).__name__}: {fit(error)}; look at the storage"
             ) from error
 
     # What iterating needs
@@ -301,37 +325,33 @@ class Policy:
 
     @property
     def turn(self) -> Turn:
-        """The turn of those that take messages."""
+        """The turn to take messages, which one task has at a time."""
         return ENGINES.of(self._client).turn
 
     async def receive(self) -> JsonObject:
-        """Wait for the next message and store its marker."""
+        """Wait for the next message, and give it once its marker is stored."""
         return await self._client.receive()
 
     def find_direct_store(self) -> None:
-        """Look for what stores markers at once, since something about that has changed."""
-        self.direct = direct_store_of(self._storage) if self.stores_on_receipt else _store_nothing
+        """Choose the direct way of storing anew: the storage, its channels or the policy have changed."""
+        self.direct = direct_store_of(self._storage) if self.stores_on_receipt else store_nothing
         self.groups = self.stores_on_receipt and buffers(self._storage)
 
 
 class _Timed(Extension):
-    """A storage whose calls take no longer than they may."""
+    """A storage whose calls end within ``storage_timeout``, in the place of that storage."""
 
     def __init__(self, storage: ReplayMarkerStorage, policy: Policy) -> None:
         self._storage = storage
         self._policy = policy
 
     async def incoming(self, payload: Payload, headers: Headers | None = None) -> None:
-        """Pass on what has come."""
+        """Show the storage what has come."""
         await self._policy.timed("read", self._storage.incoming(payload, headers))
 
     async def outgoing(self, payload: Payload, headers: Headers) -> None:
-        """Pass on what is sent."""
+        """Let the storage add to what is sent."""
         await self._policy.timed("read", self._storage.outgoing(payload, headers))
-
-
-def _store_nothing(_message: JsonObject) -> bool:
-    return True
 
 
 def _host_of(url: str) -> str:

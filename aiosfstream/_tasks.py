@@ -1,7 +1,7 @@
-"""Tasks of the engine, and who has cancelled them.
+"""Tasks and their time limits, and who has cancelled them; with what Python 3.10 lacks of these.
 
-A ``CancelledError`` may come out of what a task awaits, where another task was cancelled: that is
-trouble like any other. When somebody has asked the task itself to end, it ends.
+A ``CancelledError`` may come from something that a task awaits and that was cancelled itself: that is a
+failure like any other. Only a task that was asked to end has to end.
 """
 
 from __future__ import annotations
@@ -11,9 +11,16 @@ import sys
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+__all__ = ["is_cancelled", "move", "start", "take_back", "timeout", "uninterrupted"]
+
 ResultT = TypeVar("ResultT")
 
 if sys.version_info >= (3, 11):
+    from asyncio import Timeout, timeout
+
+    def move(alarm: Timeout, when: float) -> None:
+        """Let *alarm* ring at *when*, by the event loop's clock."""
+        alarm.reschedule(when)
 
     def start(coroutine: Coroutine[Any, Any, ResultT], name: str) -> asyncio.Task[ResultT]:
         """Run *coroutine* in a task of the running event loop."""
@@ -29,6 +36,12 @@ if sys.version_info >= (3, 11):
         task.uncancel()
 
 else:
+    # It comes with aiohttp on this Python.
+    from async_timeout import Timeout, timeout
+
+    def move(alarm: Timeout, when: float) -> None:
+        """Let *alarm* ring at *when*, by the event loop's clock."""
+        alarm.update(when)
 
     class _Task(asyncio.Task[ResultT]):
         """A task that knows how often it was asked to end; those of Python 3.10 do not."""
@@ -45,7 +58,7 @@ else:
         return _Task(coroutine, loop=asyncio.get_running_loop(), name=name)
 
     def is_cancelled() -> bool:
-        """Say whether somebody has asked the current task to end; of a foreign one, say so."""
+        """Say whether somebody has asked the current task to end; True if that cannot be known."""
         task = asyncio.current_task()
         return task.requests_to_end > 0 if isinstance(task, _Task) else task is not None
 

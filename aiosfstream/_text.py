@@ -24,7 +24,7 @@ _SHORTEST: Final = 4
 _LONG: Final = 16
 #: How often a text is unescaped: HTML in JSON in a URL.
 _LAYERS: Final = 3
-#: How deep lists and dicts are looked into: no deeper than a JSON parser goes.
+#: How deep lists and dicts are looked into. What is deeper is masked as a whole.
 _DEEPEST: Final = 200
 #: Characters that one character of a secret may become: four bytes, each as ``%F0``.
 _WIDEST: Final = 12
@@ -44,9 +44,13 @@ _ESCAPE: Final = re.compile(
 _PLAIN: Final = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 _BASE64: Final = re.compile(rb"[A-Za-z0-9+/_-]{4,}={0,2}")
 
-#: Credentials that give themselves away, whoever they belong to: a header's value, a URL's user.
+#: Credentials that give themselves away, whoever they belong to: a header's value, an access token of
+#: an org, opaque or a JWT, a URL's user.
 _CREDENTIALS: Final = re.compile(
     r"\b((?i:Basic|Bearer|OAuth)(?:\s|%20|\+){1,8})(?=[^\s\"'<>,;]*(?:[0-9=!]|[a-z][A-Z]))[^\s\"'<>,;]{8,}"
+)
+_ACCESS_TOKEN: Final = re.compile(
+    r"(?<![\w-])(00D[A-Za-z0-9]{12,15}(?:!|%21|&#33;|&#x21;|\\u0021)|eyJ(?=[\w-]{8,200}\.[\w-]{8}))[^\s\"'<>,;]{8,}"
 )
 _USER_OF_URL: Final = re.compile(r"(?<=://)[^\s/\"'<>]{1,400}@")
 
@@ -101,8 +105,8 @@ def fit(text: object, *, secrets: Iterable[str | Secret | None] = (), limit: int
 
     The result is one line without characters that control a terminal, reorder a line or cannot be seen.
     Each secret is masked wherever it stands: plain, escaped for a URL, HTML, JSON or Python, and
-    in base64. So is what follows ``Basic`` and ``Bearer``, and the user of a URL. Of a long text only
-    the beginning is looked at.
+    in base64. So is what follows ``Basic`` and ``Bearer``, an access token of an org, and the user of a
+    URL. Of a long text only the beginning is looked at.
 
     :param text: the text; bytes are taken as UTF-8, of other objects their ``str()`` is
     :param secrets: what must not be shown; those of less than four characters cannot be told from words
@@ -118,16 +122,18 @@ def fit(text: object, *, secrets: Iterable[str | Secret | None] = (), limit: int
     line = _masked(line, {_one_line(value) for value in values}, len(line))
     line = _USER_OF_URL.sub(MASK + "@", line)
     line = _CREDENTIALS.sub(rf"\g<1>{MASK}", line)
+    line = _ACCESS_TOKEN.sub(rf"\g<1>{MASK}", line)
     if is_whole and len(line) <= limit:
         return line
     return line[: max(limit - len(MASK), 0)].rstrip() + MASK
 
 
 def without_secrets(value: Any, secrets: Iterable[str | Secret | None]) -> Any:
-    """Give a JSON value with each secret in its texts masked, and nothing else changed or cut.
+    """Give a JSON value with each secret and access token in its texts masked, nothing else changed or cut.
 
     For what is handed on as it came, such as the message of a refusal. It looks for the usual forms of a
-    secret only, at the speed of ``str.replace()``: what is to be shown goes through :func:`fit`.
+    secret only, at the speed of ``str.replace()``: what is to be shown goes through :func:`fit`. What is
+    nested deeper than anybody nests is masked as a whole.
 
     :param value: texts, numbers, lists and dicts
     :param secrets: what must not be in it
@@ -135,7 +141,7 @@ def without_secrets(value: Any, secrets: Iterable[str | Secret | None]) -> Any:
     """
     values = {found for secret in secrets if (found := _value_of(secret))}
     forms = {form for one in values if len(one) >= _SHORTEST for form in _forms(one)}
-    return _replaced(value, sorted(forms, key=len, reverse=True), 0) if forms else value
+    return _replaced(value, sorted(forms, key=len, reverse=True), 0)
 
 
 def _forms(secret: str) -> Iterator[str]:
@@ -149,9 +155,15 @@ def _replaced(value: Any, forms: list[str], depth: int) -> Any:
     if isinstance(value, str):
         for form in forms:
             value = value.replace(form, MASK)
+        # One that is not known any more, such as that of an earlier session.
+        return (
+            _ACCESS_TOKEN.sub(rf"\g<1>{MASK}", value) if "00D" in value or "eyJ" in value else value
+        )
+    if not isinstance(value, (list, dict)):
         return value
-    if depth > _DEEPEST or not isinstance(value, (list, dict)):
-        return value
+    if depth > _DEEPEST:
+        # Whatever is in there, nobody has a use for it.
+        return MASK if value else value
     if isinstance(value, list):
         items = [_replaced(item, forms, depth + 1) for item in value]
         return value if all(map(operator.is_, items, value)) else items

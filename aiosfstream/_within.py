@@ -6,18 +6,18 @@ from collections.abc import Awaitable, Generator
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from ._http.deadline import timeout
+from ._tasks import timeout
 
 ResultT = TypeVar("ResultT")
 
 
 class within(Generic[ResultT]):  # noqa: N801 - read as a word: await within(10, storage.flush())
-    """Awaits something for so long and no longer.
+    """Awaits something for a limited time.
 
     A timer is set only once it waits. Setting one for each message takes a quarter of the time that a
     message costs with a storage of the application's own.
 
-    :param seconds: how long; None: for ever
+    :param seconds: the limit; None: no limit
     :param awaitable: what is awaited
     :raises asyncio.TimeoutError: if it takes longer; it is cancelled then
     """

@@ -71,7 +71,7 @@ COMETD_PATH: Final = "cometd"
 #: The Salesforce API version used unless another is asked for (Spring '26). A program may set another
 #: one here before it makes a client.
 API_VERSION = "66.0"
-# The same, but another object: it tells that no version was given.
+# Equal but another object: shown as the default, and recognised where no version was given.
 _NOT_GIVEN: Final = "".join(API_VERSION)
 _API_VERSION_FORM: Final = re.compile(r"[1-9][0-9]{1,2}\.0")
 #: The first version with replay (Streaming API Developer Guide, "Message Durability").
@@ -273,7 +273,7 @@ class Client(BaseClient):
         """Make a storage out of what a client's ``replay`` argument may be.
 
         :param replay_param: a replay option, a storage, a mutable mapping or None
-        :return: the storage, or None if it is nothing of these
+        :return: the storage, or None if it is none of these
         """
         if isinstance(replay_param, ReplayMarkerStorage):
             return replay_param
@@ -384,6 +384,7 @@ class Client(BaseClient):
         :raises ClientInvalidOperation: if the client is closed
         :raises TransportError: if the request fails
         :raises ServerError: if the server refuses it
+        :raises AuthenticationError: if the session must be renewed and the credentials are refused
         """
         return await super().unsubscribe(channel)
 
@@ -401,6 +402,7 @@ class Client(BaseClient):
         :raises ClientError: if *channel* is no name of a channel, or one of the protocol's own
         :raises TransportError: if the request fails, or *data* cannot be serialised
         :raises ServerError: if the server refuses it
+        :raises AuthenticationError: if the session must be renewed and the credentials are refused
         """
         if not self.closed:
             _check_channel(channel, "Publishing")
@@ -557,7 +559,7 @@ def _state_of(client: Client) -> TransportState:
 
 
 def _has_ended(client: Client) -> bool:
-    """Say whether the session has ended for good by itself, which has been reported then."""
+    """Say whether the session has ended for good before it was closed, which was reported then."""
     transport = transport_of(client)
     return transport is not None and transport.stop_error is not None
 
@@ -586,7 +588,7 @@ async def _store_or_put_back(policy: Policy, message: JsonObject) -> None:
 
 
 async def _translated(messages: AsyncIterator[JsonObject]) -> AsyncIterator[JsonObject]:
-    """Iterate over what a mix-in or a test gives, with its errors as ours."""
+    """Iterate over the messages of a mix-in or a test, and translate its errors."""
     try:
         async for message in messages:
             yield message

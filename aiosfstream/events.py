@@ -15,7 +15,7 @@ LOGGER = logging.getLogger("aiosfstream.client")
 
 
 class ConnectionEventKind(str, Enum):
-    """The changes that a person on call would want to know of."""
+    """The changes of a connection that somebody who operates the program would want to know of."""
 
     #: The client has opened, or is connected again after a loss.
     CONNECTED = "connected"
@@ -136,5 +136,5 @@ class Reporter:
             )
 
 
-#: For the clients without an observer, of which there may be thousands.
+#: Shared by all clients without an observer.
 LOG_ONLY: Final = Reporter(None)

@@ -17,11 +17,12 @@ from aiocometd.constants import MetaChannel
 from aiocometd.extensions import Extension
 from aiocometd.typing import Headers, JsonObject, Payload
 
-from ._channels import key_of
+from ._channels import key_of, shown
 from ._dates import LATEST, UNKNOWN, instant
 from ._in_flight import Place, channel_of
 from ._internals import Slot
 from ._notes import ANY, EVERYTHING, Attachment, Notes
+from ._text import fit
 from ._within import within
 from .exceptions import ReplayError
 
@@ -40,10 +41,9 @@ __all__ = [
 
 LOGGER = logging.getLogger(__name__)
 
-# Before Python 3.12 a member of an enum is found by a function in Python, and this looks at every request.
 _HANDSHAKE: Final[str] = MetaChannel.HANDSHAKE.value
 _SUBSCRIBE: Final[str] = MetaChannel.SUBSCRIBE.value
-#: Channels that a storage has warned about; more names than this come from no sound server.
+#: Warnings that a storage gives at most: a server could make up names without end.
 MAX_NAMES: Final = 1000
 
 #: What a storage remembers. Subclasses need not call the constructor, and may use any name.
@@ -132,7 +132,7 @@ def follows(stored: ReplayMarker, date: str, replay_id: object) -> bool:
     )
 
 
-#: Makes a marker from its class and a pair.
+#: Makes a marker from its class and a pair, in half the time that calling the class takes.
 make_marker: Final = tuple.__new__
 
 
@@ -195,11 +195,17 @@ class ReplayMarkerStorage(Extension):
     # The extension
 
     async def incoming(self, payload: Payload, headers: Headers | None = None) -> None:
-        """Do nothing: a message's marker is stored when it is handed over, not when it arrives."""
+        """Do nothing: a message's marker is stored when it is handed over, not when it arrives.
+
+        :param payload: the messages that have arrived
+        :param headers: the headers of the answer
+        """
 
     async def outgoing(self, payload: Payload, headers: Headers) -> None:
         """Announce the replay extension in handshakes, and put replay ids into subscriptions.
 
+        :param payload: the messages to be sent
+        :param headers: the headers of the request, left alone
         :raises ReplayError: if the marker cannot be read
         """
         for message in payload:
@@ -288,7 +294,7 @@ class ReplayMarkerStorage(Extension):
         if _is_date(date):
             return str(date)
         raise ReplayError(
-            f"No message creation date found in a message on {message.get('channel')}. It should have"
+            f"No message creation date found in a message on {shown(message.get('channel'))}. It should have"
             " event.createdDate, payload.CreatedDate or a ChangeEventHeader."
         )
 
@@ -367,10 +373,11 @@ class DurableStorage(ReplayMarkerStorage):
     def direct_store(self) -> Callable[[JsonObject], bool] | None:
         """Give a function that stores the marker of an ordinary message without waiting.
 
-        It returns whether it has done so. If not, the message goes the long way, through
-        :meth:`~aiosfstream.ReplayMarkerStorage.extract_replay_id`, which must have the same result.
+        It returns whether it has done so. If not,
+        :meth:`~aiosfstream.ReplayMarkerStorage.extract_replay_id` is called for the message. Both must
+        have the same result.
 
-        :return: the function, or None where only the long way will do
+        :return: the function; None: ``extract_replay_id()`` is called for every message
         """
         return None
 
@@ -398,7 +405,7 @@ class _Rules:
         return later
 
     def passed_over(self, message: JsonObject) -> None:
-        """Take note that the marker of *message* will not be stored."""
+        """Note that the marker of *message* will not be stored."""
         # If it was to replace a marker that cannot be resumed from, the next message does that.
         self._notes.hand_on(self.key_of(message), message, ANY)
 
@@ -432,7 +439,7 @@ def attach(
     :param subscribed: the keys of which markers are stored: of all channels that have been subscribed
         since the client was opened, since messages may still wait after an ``unsubscribe``
     :param client: whose these are; a storage that several clients share needs it
-    :param timeout: seconds that storing a marker at the end of a block may take; None: any time
+    :param timeout: seconds that storing a marker at the end of a block may take; None: no limit
     """
     reference = None if client is None else weakref.ref(client)
     _NOTES.of(storage).attach(Attachment(aliases, subscribed, reference, timeout))
@@ -478,17 +485,18 @@ def _take_fallback(storage: ReplayMarkerStorage, key: str) -> int | None:
     except AttributeError:
         # A property of a subclass's own.
         return None
-    # The stored marker is of no use any more: it must not outlast the events that come now.
+    # The stored marker is obsolete: that of the next event replaces it, even if its date is earlier.
     _NOTES.of(storage).overwrite_with(key, ANY)
     return fallback
 
 
 def _warn_once(storage: ReplayMarkerStorage, message: JsonObject, what: str) -> None:
     warned = _NOTES.of(storage).warned
-    key = (str(channel_of(message)), what)
+    channel = channel_of(message)
+    key = (f"{channel!s:.100}", what)
     if key not in warned and len(warned) < MAX_NAMES:
         warned.add(key)
-        LOGGER.warning("A message on %.100s %s", *key)
+        LOGGER.warning("A message on %s %s", shown(channel), what)
 
 
 def store_marker(storage: ReplayMarkerStorage, message: JsonObject) -> Awaitable[None]:
@@ -504,7 +512,7 @@ def store_marker(storage: ReplayMarkerStorage, message: JsonObject) -> Awaitable
 
 
 def overwrite_with(storage: ReplayMarkerStorage, message: JsonObject) -> None:
-    """Have the marker of *message* stored, when it comes, whatever is stored: what is has become useless.
+    """Have the marker of a message replace the stored one, which cannot be resumed from, even if that is newer.
 
     :param storage: the storage
     :param message: an event, the first after a fallback
@@ -564,17 +572,17 @@ def attachment_of(storage: ReplayMarkerStorage) -> Attachment:
 def direct_store_of(storage: ReplayMarkerStorage) -> Callable[[JsonObject], bool] | None:
     """Give a function that stores the marker of an ordinary message without waiting.
 
-    It returns whether it has done so; if not, the message takes the long way, :func:`store_marker`. Ask for
-    it anew after :func:`attach`. At 200 events a response it makes iterating 61 % faster.
+    It returns whether it has done so; if not, :func:`store_marker` is to be called. Ask for it anew after
+    :func:`attach`. At 200 events a response it makes iterating 61 % faster.
 
     :param storage: the storage
-    :return: the function, or None where only the long way will do
+    :return: the function; None: :func:`store_marker` is to be called for every message
     """
     if isinstance(storage, DurableStorage):
         return storage.direct_store()
     if isinstance(storage, MappingStorage) and _MAPPING.are_those_of(storage):
         return _direct_store_in(storage)
-    return _store_nothing if _stores_nothing(storage) else None
+    return store_nothing if _stores_nothing(storage) else None
 
 
 def _stores_nothing(storage: ReplayMarkerStorage) -> bool:
@@ -587,8 +595,6 @@ class _Block:
 
     :ivar place: of the message among those in flight
     """
-
-    __slots__ = ("ended", "entered", "place")
 
     def __init__(self, place: Place) -> None:
         self.place = place
@@ -621,7 +627,7 @@ class ReplayMarkerStorageContextManager:
         block = _block_of(self)
         if block.entered:
             raise ReplayError(
-                f"The processing of a message on {channel_of(self.message)} can be entered once only: call the"
+                f"The processing of a message on {shown(channel_of(self.message))} can be entered once only: call the"
                 " storage for each message."
             )
         block.entered = True
@@ -670,7 +676,7 @@ async def _finish(storage: ReplayMarkerStorage, place: Place, *, succeeded: bool
         await within(seconds, finishing)
     except asyncio.TimeoutError as error:
         raise ReplayError(
-            f"The replay marker of a message on {channel_of(place.message)} could not be stored:"
+            f"The replay marker of a message on {shown(channel_of(place.message))} could not be stored:"
             f" {type(storage).__name__} has not answered within {seconds} seconds; look whether"
             " it can be reached"
         ) from error
@@ -678,9 +684,9 @@ async def _finish(storage: ReplayMarkerStorage, place: Place, *, succeeded: bool
 
 async def _fail(storage: ReplayMarkerStorage, place: Place, exc_type: type[BaseException]) -> None:
     LOGGER.warning(
-        "Processing a message on %.100s failed with %s, its marker is not stored; a new start gives it"
+        "Processing a message on %s failed with %s, its marker is not stored; a new start gives it"
         " again only if no later one has been stored by then",
-        channel_of(place.message),
+        shown(channel_of(place.message)),
         exc_type.__name__,
     )
     try:
@@ -713,8 +719,9 @@ class MappingStorage(ReplayMarkerStorage):
         return f"{type(self).__name__}(mapping={reprlib.repr(self.mapping)})"
 
     async def get_replay_marker(self, subscription: str) -> ReplayMarker | None:
-        """Give the marker of *subscription*, or None.
+        """Give the marker of *subscription*.
 
+        :return: the marker, or None if there is none
         :raises ReplayError: if the mapping has something else there
         """
         try:
@@ -725,7 +732,7 @@ class MappingStorage(ReplayMarkerStorage):
         return read_marker(subscription, value)
 
     async def set_replay_marker(self, subscription: str, replay_marker: ReplayMarker) -> None:
-        """Put *replay_marker* into the mapping."""
+        """Put *replay_marker* into the mapping, as the value of *subscription*."""
         self.mapping[subscription] = replay_marker
 
 
@@ -747,7 +754,6 @@ def _direct_store_in(storage: MappingStorage) -> Callable[[JsonObject], bool]:
         except (KeyError, TypeError, ValueError, AttributeError):
             # Out of the ordinary in one of many ways.
             return False
-        # In half the time that calling its class takes.
         mapping[channel] = make_marker(ReplayMarker, (date, replay_id))
         return True
 
@@ -814,7 +820,7 @@ class ConstantReplayId(DefaultReplayIdMixin, ReplayMarkerStorage):
         return f"{type(self).__name__}(default_id={self.default_id!r})"
 
     async def get_replay_marker(self, subscription: str) -> ReplayMarker | None:
-        """Give None."""
+        """Give None: there is no marker of *subscription*."""
         return None
 
     async def set_replay_marker(self, subscription: str, replay_marker: ReplayMarker) -> None:
@@ -824,12 +830,16 @@ class ConstantReplayId(DefaultReplayIdMixin, ReplayMarkerStorage):
         """Store nothing, so that no message can fail by what it lacks."""
 
 
-def _store_nothing(_message: JsonObject) -> bool:
+def store_nothing(_message: JsonObject) -> bool:
+    """Say that the marker of a message is stored, since none is to be.
+
+    :param _message: the message
+    """
     return True
 
 
 class Hooks:
-    """The parts of storing that a subclass or a test may replace, as they are in a class.
+    """The methods of a class that take part in storing, which a subclass or a test may replace.
 
     :param cls: the class
     :param names: more of its methods
@@ -840,7 +850,10 @@ class Hooks:
         self._functions = {name: getattr(cls, name) for name in (*own, *names)}
 
     def are_those_of(self, storage: ReplayMarkerStorage) -> bool:
-        """Say whether none has been replaced: in a subclass, in the class or in this object."""
+        """Say whether none has been replaced: in a subclass, in the class or in an object.
+
+        :param storage: the object
+        """
         cls = type(storage)
         return all(
             getattr(cls, name) is hook and _function(getattr(storage, name)) is hook
@@ -853,14 +866,14 @@ _CONSTANT: Final = Hooks(ConstantReplayId)
 
 
 def _function(attribute: Any) -> Any:
-    # Of a method. What is static is a function already.
+    # A method has its function in there; a static method is one already.
     return getattr(attribute, "__func__", attribute)
 
 
 def _failed(what: str, key: str, error: Exception) -> ReplayError:
-    reason = f"{type(error).__name__}: {error!s:.300}"
+    reason = f"{type(error).__name__}: {fit(error)}"
     return ReplayError(
-        f"The replay marker of channel {key} could not be {what}: {reason}. Look at the storage; the next"
+        f"The replay marker of channel {shown(key)} could not be {what}: {reason}. Look at the storage; the next"
         " attempt asks it again."
     )
 
@@ -900,7 +913,7 @@ def read_marker(channel: str, value: Any) -> ReplayMarker | None:
         date, replay_id = None, value
     if not _is_id(replay_id) or not (date is None or date == "" or _is_date(date)):
         raise ReplayError(
-            f"{_SHORT.repr(value)} is stored for channel {channel:.100}, which is no replay marker. Give it a ReplayMarker,"
+            f"{_SHORT.repr(value)} is stored for channel {shown(channel)}, which is no replay marker. Give it a ReplayMarker,"
             " a date and a replay id, or a replay id."
         )
     return ReplayMarker("" if date is None else str(date), replay_id)

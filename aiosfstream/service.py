@@ -21,6 +21,8 @@ from typing import Any, Final, NoReturn, TypeVar
 
 from aiocometd.typing import JsonObject
 
+from ._channels import shown
+from ._text import fit
 from .client import Client, ReplayMarkerStoragePolicy
 from .exceptions import (
     AiosfstreamException,
@@ -323,7 +325,7 @@ class _Router:
         handler = self._handlers.get(_name_of(channel)) or self._wider(channel)
         if handler is None:
             raise LookupError(
-                f"An event came on {channel}, which has no handler: add one for this channel."
+                f"An event came on {shown(channel)}, which has no handler: add one for this channel."
             )
         if _is_async(handler):
             outcome = handler(message)
@@ -333,7 +335,7 @@ class _Router:
             await outcome
 
     def _wider(self, channel: str) -> Handler | None:
-        """Give the handler of the first channel that other channels' events come on."""
+        """Give the first handler of a wildcard or custom channel that may bring events of *channel*."""
         for name, handler in self._handlers.items():
             stem = name.rstrip("*")
             if stem != name and channel.startswith(stem):
@@ -605,11 +607,11 @@ class _Service:
         """Ask what is to become of an event, and log it."""
         what = _describe(failure.message)
         LOGGER.warning(
-            "Processing %s failed, attempt %d: %s: %.300s",
+            "Processing %s failed, attempt %d: %s: %s",
             what,
             failure.attempt,
             type(failure.error).__name__,
-            failure.error,
+            fit(failure.error),
             exc_info=failure.error if failure.attempt == 1 else None,
         )
         outcome: object = self._on_error(failure)
@@ -684,7 +686,7 @@ def _describe(message: JsonObject) -> str:
     data = message.get("data")
     event = data.get("event") if isinstance(data, dict) else None
     replay_id = event.get("replayId") if isinstance(event, dict) else None
-    return f"event {replay_id!r:.50} on {message.get('channel')!s:.100}"
+    return f"event {replay_id!r:.50} on {shown(message.get('channel'))}"
 
 
 @contextmanager

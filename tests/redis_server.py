@@ -7,20 +7,26 @@ import signal
 import socket
 import subprocess
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 #: Seconds for a server to start.
 PATIENCE = 20
+#: Nodes of a cluster talk to one another on a port that is 10,000 higher.
+HIGHEST_PORT = 65_535 - 10_000
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """Return a port that nobody listens on, and that a node of a cluster can have."""
+    with ExitStack() as listeners:
+        while True:
+            listener = listeners.enter_context(socket.socket())
+            listener.bind(("127.0.0.1", 0))
+            port: int = listener.getsockname()[1]
+            if port <= HIGHEST_PORT:
+                return port
 
 
 class RedisServer:

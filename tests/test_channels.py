@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosfstream._channels import key_of
+from aiosfstream._channels import key_of, shown
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,10 @@ def test_a_query_and_a_slash_at_the_end_are_no_part_of_a_key(channel: str, key: 
 @given(st.text(alphabet="/?a'=*"))
 def test_a_key_is_its_own_key(channel: str) -> None:
     assert key_of(key_of(channel)) == key_of(channel)
+
+
+@pytest.mark.parametrize("channel", ["/event/A\x1b[2J\nB\u2028\x9b", 5, None, {"a": "\n"}])
+def test_a_name_is_shown_as_one_line(channel: object) -> None:
+    assert shown(channel).isprintable()
+    assert shown("/event/A__e") == "/event/A__e"
+    assert len(shown("/event/" + "x" * 100_000)) == 100

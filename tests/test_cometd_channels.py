@@ -136,7 +136,7 @@ def test_the_long_way_tells_events_apart_as_the_short_one_does(
     one: Message, other: Message
 ) -> None:
     table = Table().open("/event/*", A)
-    assert A not in table.channels._plain
+    assert A not in table.channels._sole_owner
     assert len(table.connect(with_id(one), with_id(other))) == 2
     assert table.connect(with_id(one), with_id(other)) == []
 
@@ -235,11 +235,11 @@ def test_the_first_event_after_a_fallback_is_told_on_the_long_way_too() -> None:
 def test_events_take_the_short_way_again_after_a_fallback() -> None:
     table = Table(fallback=-2).open(A)
     subscription = table.channels.subscriptions[A]
-    assert table.channels._plain == {A: subscription}
+    assert table.channels._sole_owner == {A: subscription}
     table.channels.fall_back(subscription, -2)
-    assert table.channels._plain == {}
+    assert table.channels._sole_owner == {}
     table.connect(event(A, 8))
-    assert table.channels._plain == {A: subscription}
+    assert table.channels._sole_owner == {A: subscription}
 
 
 # Memory
@@ -285,6 +285,16 @@ def test_names_are_bounded() -> None:
         table.connect(event(f"/event/{number}", -number))
         assert table.channels.aliases[f"/event/{number}"] == "/event/*"
         assert [*table.channels.aliases][-1] == f"/event/{number}"
+
+
+@pytest.mark.parametrize("subscribed", [A, "/event/*"])
+def test_names_without_end_are_not_kept(subscribed: str) -> None:
+    table = Table().open(subscribed)
+    for number in range(50):
+        name = f"/event/{number}" + "x" * 100_000
+        assert len(table.connect(event(name, number))) == 1
+    kept = [*table.channels._owners, *table.channels.aliases]
+    assert sum(map(len, kept)) < 100_000
 
 
 # Whose event it is
@@ -541,12 +551,12 @@ def test_a_refused_first_subscription_leaves_nothing() -> None:
     table = Table().open(A)
     table.connect(event(A, 1))
     table.subscribe(B, 5, error="403::No access on channel")
-    assert set(table.channels._plain) == {A}
+    assert set(table.channels._sole_owner) == {A}
     subscription = table.channels.add(B, None)
     table.channels.restore(subscription)
     # Once is enough, and twice does no harm.
     table.channels.restore(subscription)
-    assert set(table.channels._plain) == {A}
+    assert set(table.channels._sole_owner) == {A}
 
 
 def test_what_was_unsubscribed_meanwhile_is_not_taken_up_again() -> None:

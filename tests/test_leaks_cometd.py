@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from aiosfstream import AiosfstreamException, Client, TransportTimeoutError
 from aiosfstream.testing import (
+    Alter,
     CutAfter,
     CutBefore,
     Garble,
@@ -85,6 +87,22 @@ async def test_opening_makes_nothing_public(fault: str, on: str) -> None:
         error = await error_of(client_of(server).open())
         assert tokens[:1] == [expected]
         assert error is not None
+        check(error, tokens, server)
+
+
+@pytest.mark.parametrize("offered", [["websocket", "{}"], "{}", {"a": ["{}\x1b[2J\n"]}])
+async def test_a_server_without_long_polling_makes_nothing_public(offered: Any) -> None:
+    async with StreamingServer() as server:
+        tokens = issued(server)
+        text = json.dumps(offered).replace("{}", "00D000000000001!AQ.test_1_token")
+
+        def offer(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            return [{**one, "supportedConnectionTypes": json.loads(text)} for one in messages]
+
+        server.add_fault(Alter(offer), on="/meta/handshake")
+        error = await error_of(client_of(server).open())
+        assert tokens
+        assert str(error).isprintable()
         check(error, tokens, server)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,7 @@ from aiosfstream.testing import (
     CutAfter,
     CutBefore,
     Garble,
+    Insert,
     OAuthError,
     Redirect,
     Refuse,
@@ -334,6 +337,42 @@ async def test_an_event_of_no_subscription(
         wanted = [5, server.publish(EVENT)]
         assert await receive(client, 2) == wanted
     assert [(level, TOPIC in text) for level, text in alarms(log)] == [("WARNING", True)]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"channel": "/topic/@", "data": {"event": {"replayId": 5}, "payload": {}}},
+        {"channel": ["@"], "data": {}},
+        {"channel": "/meta/@", "data": {}},
+        {"channel": EVENT, "data": {"event": {"replayId": "@"}, "payload": {}}},
+    ],
+)
+async def test_what_a_server_calls_a_channel_writes_no_line_and_no_token(
+    server: StreamingServer, log: pytest.LogCaptureFixture, message: dict[str, Any]
+) -> None:
+    """The same goes for replay ids: of an event that comes twice as well."""
+    log.set_level(logging.DEBUG)
+    token = "00D000000000001!AQ.test_1_token"
+    issue = server.oauth.issue
+    tokens: list[str] = []
+    server.oauth.issue = lambda: tokens.append(issue()) or tokens[-1]  # type: ignore[func-returns-value, method-assign]
+    odd = json.loads(json.dumps(message).replace("@", f"{token}\\u001b[2J\\nERROR forged"))
+
+    async with client_for(server, replay=ReplayOption.ALL_EVENTS) as client:
+        await client.subscribe(EVENT)
+        await held(server)
+        server.add_fault(Insert((odd, odd), first=True), on=CONNECT)
+        for _ in range(2):
+            wanted = server.publish(EVENT)
+            while (await soon(client.receive()))["data"]["event"]["replayId"] != wanted:
+                pass
+    assert tokens == [token]
+    texts = [one.getMessage() for one in log.records if one.name.startswith("aiosfstream")]
+    assert any("..." in text for text in texts)
+    for text in texts:
+        assert text.isprintable()
+        assert token not in text
 
 
 async def test_a_message_that_is_no_event(

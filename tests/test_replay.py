@@ -431,6 +431,39 @@ async def test_warnings_are_bounded(
     assert len(caplog.records) == 3
 
 
+ODD = "/event/A__e\x1b[2J\nERROR forged\u2028" + "x" * 100_000
+
+
+async def test_whatever_a_channel_is_called_is_one_short_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A server can write no line of its own into a log, and nothing that controls a terminal."""
+    storage = SlowStorage()
+    texts: list[str] = []
+    await storage.extract_replay_id(platform(1, date=None, channel=ODD))
+    with pytest.raises(ReplayError) as no_date:
+        storage.get_message_date(platform(1, date=None, channel=ODD))
+    with pytest.raises(ZeroDivisionError):
+        async with storage(platform(2, channel=ODD)):
+            raise ZeroDivisionError
+    storage.failures = [OSError(ODD)]
+    with pytest.raises(ReplayError) as not_stored:
+        async with storage(platform(3, channel=ODD)):
+            pass
+    abandoned = storage(platform(4, channel=ODD))
+    await abandoned.__aenter__()
+    with pytest.raises(ReplayError) as once:
+        await abandoned.__aenter__()
+    await abandoned.__aexit__(asyncio.CancelledError, asyncio.CancelledError(), None)
+    texts = [str(error.value) for error in (no_date, not_stored, once)]
+    texts += [record.getMessage() for record in caplog.records]
+    assert len(texts) >= 6
+    for text in texts:
+        assert text.isprintable(), text
+        assert len(text) < 1000
+        assert "/event/A__e" in text
+
+
 async def test_a_marker_belongs_to_the_subscription() -> None:
     storage = MappingStorage({})
     attach(storage, {"/event/A": "/event/*"})

@@ -347,13 +347,13 @@ def test_a_storage_that_fails_during_a_renewal() -> None:
     table.handshake()
     error = ReplayError("locked")
     for _ in range(MAX_STORAGE_ATTEMPTS - 1):
-        table.session.storage_failed(error, table.now)
+        table.session.recovery.storage_failed(error, table.now)
         step = table.session.next_step()
         assert step.action is Action.SUBSCRIBE
         assert 0.0 < step.delay <= POLICY.cap
         assert table.recovery.last_error is error
         assert table.recovery.errors == []
-    table.session.storage_failed(error, table.now)
+    table.session.recovery.storage_failed(error, table.now)
     assert table.recovery.errors == [error]
     assert table.step() is Action.PARK
     assert table.kinds()[-1] is Kind.STORAGE_FAILED
@@ -365,6 +365,6 @@ def test_a_storage_that_fails_during_a_renewal() -> None:
     table.lose_session()
     table.handshake()
     for _ in range(MAX_STORAGE_ATTEMPTS - 1):
-        table.session.storage_failed(error, table.now)
+        table.session.recovery.storage_failed(error, table.now)
         assert table.step() is Action.SUBSCRIBE
     assert len(table.recovery.errors) == 1

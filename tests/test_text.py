@@ -138,6 +138,9 @@ def test_what_secrets_have_in_common_with_other_texts_stays() -> None:
         "{'Authorization': 'Bearer 00Dxx!AQEAQ'}",
         "Authorization=Bearer%2000Dxx!AQEAQ",
         "OAuth 00Dxx!AQEAQ",
+        "/topic/00Dxx0000001gPL!AQEAQdXNlcjp.p4ss_x is no channel",
+        "got eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJtZSJ9.AQEAQdXNlcjpus@er",
+        "'00Dxx0000001gPLEAW%21AQEAQdXNlcjp.p4ss_x'",
         "http://user:p4ss@proxy:3128",
         "http://us@er:p4ss@proxy:3128",
     ],
@@ -145,7 +148,7 @@ def test_what_secrets_have_in_common_with_other_texts_stays() -> None:
 def test_credentials_of_strangers_are_masked(text: str) -> None:
     line = fit(text)
     assert MASK in line
-    for part in ("dXNlcjp", "00Dxx", "p4ss", "us@er"):
+    for part in ("dXNlcjp", "AQEAQ", "p4ss", "us@er"):
         assert part not in line
 
 
@@ -156,6 +159,7 @@ def test_credentials_of_strangers_are_masked(text: str) -> None:
         "OAuth 2.0 Authorization Errors",
         "https://a.b/c?d=@e",
         "a@b.c",
+        "the org 00Dxx0000001gPL! is locked",
     ],
 )
 def test_words_stay(text: str) -> None:
@@ -246,7 +250,23 @@ def test_a_value_of_any_depth_is_looked_at() -> None:
     value: Any = TOKEN
     for _ in range(10_000):
         value = [value]
-    assert without_secrets(value, [TOKEN])
+    assert TOKEN not in str(innermost(without_secrets(value, [TOKEN])))
+
+
+@pytest.mark.parametrize("secrets", [[], ["another secret"]])
+def test_a_value_loses_access_tokens_that_are_not_known_any_more(secrets: list[str]) -> None:
+    kept = without_secrets({"error": f"403::you sent {TOKEN}, or so", "ext": [[TOKEN]]}, secrets)
+    assert kept == {
+        "error": f"403::you sent 00D000000000001!{MASK}, or so",
+        "ext": [[f"00D000000000001!{MASK}"]],
+    }
+
+
+def innermost(value: Any) -> Any:
+    """Give what is in the last of lists within lists."""
+    while isinstance(value, list) and value:
+        [value] = value
+    return value
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
-from aiosfstream import ReplayError, ReplayMarker, ReplayOption, ServerError, SQLiteStorage
+from aiosfstream import (
+    AuthenticationError,
+    ReplayError,
+    ReplayMarker,
+    ReplayOption,
+    ServerError,
+    SQLiteStorage,
+)
 from aiosfstream.testing import CutAfter, Duplicate, Gate, Hold, StreamingServer
 from tests.support import CHANGE, EVENT, GENERIC, TOPIC, client_for, held, receive, soon, until
 from tests.world import nothing_more, program, publish, sent
@@ -147,6 +154,34 @@ async def test_markers_know_their_org(
     with sqlite3.connect(path) as connection:
         assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] > 0
     connection.close()
+
+
+async def test_another_org_in_mid_stream_is_told_and_nothing_is_skipped(
+    server: StreamingServer, tmp_path: Path
+) -> None:
+    def storage() -> SQLiteStorage:
+        return SQLiteStorage(tmp_path / "markers.db", default_id=ALL, other_org="start-anew")
+
+    async with storage() as markers, client_for(server, replay=markers) as client:
+        await client.subscribe(EVENT)
+        first = publish(server, EVENT, 3)
+        assert await receive(client, 3) == first
+        await held(server)
+        gate = Gate()
+        server.add_fault(Hold(gate), on="/meta/handshake")
+        server.replace_org()
+        # The last id that was received is one of the new org as well.
+        orders = publish(server, EVENT, 9)
+        assert first[-1] in orders
+        gate.open()
+        for _ in range(2):
+            with pytest.raises(AuthenticationError, match="another org"):
+                await soon(client.receive())
+        assert not client.closed
+    assert server.count("token") == 2
+    async with storage() as markers, client_for(server, replay=markers) as client:
+        await client.subscribe(EVENT)
+        assert await receive(client, 9) == orders
 
 
 async def test_markers_without_an_org_go_on(server: StreamingServer, tmp_path: Path) -> None:

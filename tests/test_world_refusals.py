@@ -316,6 +316,20 @@ async def test_an_instance_that_sends_away_once(
     assert server.count("token") == 2
 
 
+async def test_the_org_moves_while_the_login_host_is_down(server: StreamingServer) -> None:
+    async with client_for(server) as client:
+        await client.subscribe(EVENT)
+        [first] = publish(server, EVENT, 1)
+        assert await receive(client) == [first]
+        await held(server)
+        server.add_fault(Status(503), on="token", times=3)
+        await server.move_instance()
+        missed = publish(server, EVENT, 2)
+        # The old place says again and again that the org is gone, and nobody yet where it is.
+        assert await receive(client, 2) == missed
+    assert server.count("token") == 5
+
+
 @pytest.mark.parametrize("fault", [Status(404), Status(421), Redirect("https://x.example.com/y")])
 async def test_a_log_in_that_names_the_same_instance(server: StreamingServer, fault: Any) -> None:
     async with client_for(server) as client:

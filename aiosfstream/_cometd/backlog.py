@@ -8,9 +8,9 @@ from aiocometd.typing import JsonObject
 
 
 class Backlog:
-    """What a server has to send first to a channel that was subscribed from a replay id.
+    """The stored events that a server sends to a channel that was subscribed from a replay id.
 
-    A server may send an event that is published meanwhile before the backlog is through. Nothing in
+    A server may send an event that is published meanwhile before the backlog is complete. Nothing in
     that event says so; but its date is later than the subscription, by clocks that are about right.
 
     :param since: when the subscription was asked for, in seconds since the epoch

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 from aiocometd.typing import JsonObject
 
-from .._channels import key_of
+from .._channels import LONGEST, key_of, shown
+from .._text import fit
 from .backlog import Backlog
 from .messages import is_event
 from .once import Once
@@ -25,7 +26,7 @@ LOGGER = logging.getLogger(__name__)
 
 #: How many events of a channel are remembered at least, to recognise duplicates.
 MIN_MEMORY: Final = 1000
-#: Names of channels that are remembered; more come from no sound server.
+#: Names of channels that are remembered at most: a server could make up names without end.
 MAX_NAMES: Final = 1000
 
 
@@ -41,9 +42,9 @@ class Subscription:
     :ivar resume: the last replay id in order of arrival, or the id that the subscription started
         from; None: no id is known yet
     :ivar seen: a digest of each of the last events, oldest first
-    :ivar backlog: what the server has to send first, until that is known to be through
-    :ivar overwrite: whether the next event replaces the stored marker whatever that says, because
-        it is of no use, or of use to another subscription only
+    :ivar backlog: the stored events that the server sends first; None once they have all come
+    :ivar overwrite: whether the marker of the next event replaces the stored one even if that is
+        newer, because the server has refused it, or it is that of another subscription of the channel
     :ivar previous: the subscription of the same channel that this one replaces
     """
 
@@ -63,7 +64,7 @@ class Subscription:
         """The replay id in the last message, or None."""
         return self.start if self.stamp is None else self.stamp
 
-    def aim(self) -> None:
+    def stamp_resume_point(self) -> None:
         """Have the next message ask for what comes after the last event."""
         self.stamp = self.start if self.resume is None else self.resume
 
@@ -109,14 +110,15 @@ class Channels:
         #: The keys of all channels that have been subscribed.
         self.keys: set[str] = set()
         self._active: dict[str, Subscription] = {}
-        # What was given up by the server: a new subscription goes on there.
+        # Those that the server has refused to resume: a new subscription continues where they were.
         self._given_up: dict[str, Subscription] = {}
         self._by_key: dict[str, list[Subscription]] = {}
         # Those that may bring events of other channels than their own.
         self._broad: list[Subscription] = []
-        # Delivered channel -> its subscriptions, and the same where it is just one and nothing special.
+        # Delivered channel -> its subscriptions.
         self._owners: dict[str, tuple[Subscription, ...]] = {}
-        self._plain: dict[str, Subscription] = {}
+        # The same for the hot path: where it is just one, which needs no further checks.
+        self._sole_owner: dict[str, Subscription] = {}
         # Events that the backlog comes before, in the order of their arrival.
         self._early: list[JsonObject] = []
         self._strangers = Once()
@@ -130,6 +132,7 @@ class Channels:
 
         :param channel: the channel
         :param replay_id: where it starts; None: as the extensions say
+        :return: the subscription, to be accepted or restored once the server has answered
         """
         subscription = Subscription(channel, key_of(channel), start=replay_id, stamp=replay_id)
         subscription.previous = self._active.get(channel)
@@ -173,14 +176,20 @@ class Channels:
         previous.seen.update(meanwhile.seen)
 
     def forget(self, channel: str) -> None:
-        """Let go of a channel that the application does not want any more."""
+        """Remove a channel that the application does not want any more.
+
+        :param channel: as subscribed
+        """
         self.subscriptions.pop(channel, None)
         self._given_up.pop(channel, None)
         if self._active.pop(channel, None) is not None:
             self._index()
 
     def give_up(self, subscription: Subscription) -> None:
-        """Give up a channel that the server refuses. A new subscription continues where it was."""
+        """Give up a channel that the server refuses. A new subscription continues where it was.
+
+        :param subscription: the channel
+        """
         self.forget(subscription.channel)
         if subscription.resume is not None:
             self._given_up[subscription.channel] = subscription
@@ -211,9 +220,9 @@ class Channels:
         self._note_start(subscription, time)
 
     def _note_start(self, subscription: Subscription, time: float | None) -> None:
-        """What a subscription starts from is its resume point, until an event brings a later one.
+        """Make what a subscription starts from its resume point, until an event brings a later one.
 
-        "New events" is none: starting from there again would not bring what was missed.
+        "New events" is no resume point: starting from there again would not bring what was missed.
         """
         start = subscription.sent_start
         subscription.backlog = None
@@ -237,6 +246,7 @@ class Channels:
 
         :param request: the message
         :param epoch: the session that it belongs to
+        :return: the ticket to report its outcome with, by receive(), drop() or abandon()
         """
         points = {
             subscription: subscription.resume
@@ -257,15 +267,14 @@ class Channels:
         self._tickets.remove(ticket)
         if lost:
             _rewind(ticket)
-            # Their points may be later than what was lost, and may be gone back to next.
+            # Their points may be later than what was lost, and are resumed from if they are lost too.
             for other in sent_later:
                 other.points.update(ticket.points)
 
     def rewind(self, epoch: int) -> None:
         """Go back to where each request under way started, since the session is given up.
 
-        Those of earlier sessions were gone back to when these were given up; what came since then is
-        safe.
+        Requests of earlier sessions do not count: this was done for them when those were given up.
 
         :param epoch: the session that is given up
         """
@@ -290,14 +299,14 @@ class Channels:
         self._tickets.remove(ticket)
         # A reply to a publish may look like an event.
         publishing = "data" in ticket.request
-        plain = {} if publishing else self._plain
+        sole_owner = {} if publishing else self._sole_owner
         events: list[JsonObject] = []
         others: list[JsonObject] = []
         for message in messages:
             # The common case in as few operations as can be: this loop is the hot path.
             try:
                 channel = message["channel"]
-                subscription = plain[channel]
+                subscription = sole_owner[channel]
                 data = message["data"]
                 event = data["event"]
                 replay_id = event["replayId"]
@@ -325,21 +334,23 @@ class Channels:
         return events, others
 
     def drop(self, messages: list[JsonObject], ticket: Ticket) -> list[JsonObject]:
-        """Leave the events out of an answer of a session that was given up: they come again.
+        """Take no events out of an answer of a session that was given up: they come again.
 
-        :return: the other messages
+        :param messages: the messages of the answer
+        :param ticket: the request that they answer
+        :return: the messages, which may have the reply among them
         """
         self._tickets.remove(ticket)
         return messages
 
     def _is_news(self, message: JsonObject) -> bool:
-        """Say whether an event out of the ordinary is to be delivered, and note where it stands."""
+        """Say whether an event is to be delivered, and move the resume points of its subscriptions on."""
         channel = message.get("channel")
         if not isinstance(channel, str):
             if self._strangers.is_new(channel):
                 LOGGER.warning(
-                    "Ignored a message with data whose channel is %.100r and no name; look at what is published",
-                    channel,
+                    "Ignored a message with data whose channel is %s and no name; look at what is published",
+                    shown(channel),
                 )
             return False
         owners = self._owners_of(channel)
@@ -355,7 +366,7 @@ class Channels:
             return False
         digest = digest_of(channel, replay_id, data)
         is_duplicate = any(digest in owner.seen for owner in owners)
-        # An event of a backlog tells nothing of those that have theirs behind them.
+        # An event of one subscription's backlog must not set back another whose backlog is complete.
         movers = [owner for owner in owners if owner.backlog is not None] or owners
         for owner in owners:
             owner.seen[digest] = None
@@ -363,7 +374,9 @@ class Channels:
             # A duplicate as well: after a resume point was set back, it is how that moves on again.
             owner.resume = replay_id
         if is_duplicate:
-            LOGGER.debug("Dropped a duplicate on %.100s: replay id %.100r", channel, replay_id)
+            if LOGGER.isEnabledFor(logging.DEBUG):
+                what = shown(channel), fit(repr(replay_id), limit=100)
+                LOGGER.debug("Dropped a duplicate on %s: replay id %s", *what)
             return False
         self._overwrite_marker(message, owners)
         return True
@@ -379,7 +392,7 @@ class Channels:
         return len(self._early)
 
     def settle(self) -> list[JsonObject]:
-        """Note that the backlogs are through, and give the events that have waited for them."""
+        """Note that the backlogs are complete, and give the events that have waited for them."""
         for subscription in self._active.values():
             subscription.backlog = None
         early, self._early = self._early, []
@@ -395,6 +408,9 @@ class Channels:
 
     def _owners_of(self, channel: str) -> tuple[Subscription, ...]:
         """Give the subscriptions that an event may belong to."""
+        if len(channel) > LONGEST:
+            # Remembering it would let a server fill the memory with names.
+            return tuple(self._find_owners(key_of(channel)))
         if channel not in self._owners:
             if len(self._owners) >= MAX_NAMES:
                 self._owners.clear()
@@ -413,7 +429,7 @@ class Channels:
         keys = {owner.key for owner in owners}
         if key_of(channel) in keys:
             return
-        # The newest last and the oldest forgotten: a server could make up names without end.
+        # The newest last, and the oldest forgotten.
         self.aliases.pop(channel, None)
         self.aliases[channel] = owners[0].key
         if len(self.aliases) > MAX_NAMES:
@@ -422,9 +438,9 @@ class Channels:
     def _note_stranger(self, channel: str) -> None:
         if self._strangers.is_new(channel):
             LOGGER.warning(
-                "An event arrived on %.100s, which belongs to no subscription: it is delivered, but"
+                "An event arrived on %s, which belongs to no subscription: it is delivered, but"
                 " cannot be resumed from; subscribe to its channel",
-                channel,
+                shown(channel),
             )
 
     def _limit_memory(self, count: int) -> None:
@@ -432,22 +448,22 @@ class Channels:
         size = max(MIN_MEMORY, self._limit + self._largest_response)
         for subscription in self._active.values():
             excess = len(subscription.seen) - size
-            # In bulk, so that the cost an event does not grow with the memory.
+            # In bulk, so that the cost of an event does not grow with the memory.
             if excess > size:
                 subscription.seen = dict.fromkeys(islice(subscription.seen, excess, None))
 
     def _index(self) -> None:
-        """Make the table of the hot path anew, in which what needs a closer look is left out."""
+        """Build the look-up tables anew."""
         self._owners.clear()
         self._by_key.clear()
         for subscription in self._active.values():
             self._by_key.setdefault(subscription.key, []).append(subscription)
         self._broad = [one for one in self._active.values() if is_broad(one.key)]
-        self._plain = {}
+        self._sole_owner = {}
         for key in self._by_key:
             first, *others = self._find_owners(key)
             if not others and not first.overwrite:
-                self._plain[key] = first
+                self._sole_owner[key] = first
         for channel in self.aliases.keys() & self._by_key.keys():
             del self.aliases[channel]
 

@@ -10,8 +10,8 @@ This is the only module that uses names of aiocometd with an underscore. They ar
 ``Client._check_server_disconnected``
     replaced: it knows of one way only in which a session ends.
 ``Client._verify_response``
-    called: it raises the error for a refused handshake. What it is, is compared as well, to find out
-    whether somebody has put something else in its place.
+    called: it raises the error for a refused handshake. It is compared with the original as well, to
+    find out whether somebody has replaced it.
 ``Client._transport``, ``Client._incoming_queue``, ``Client._closed``
     the state that the inherited methods and properties read.
 ``Client._max_pending_count``, ``Client._json_dumps``, ``Client._json_loads``
@@ -40,6 +40,7 @@ from aiocometd.typing import JsonObject, SSLValidationMode
 from .. import _tasks as tasks
 from .._http.bodies import Dumper, Loader
 from .._internals import Slot
+from .._text import fit
 from ..exceptions import ClientError, ClientInvalidOperation
 from .mailbox import Mailbox, Signal, Turn
 from .states import Host
@@ -59,13 +60,13 @@ _LONG_POLLING: Final[str] = ConnectionType.LONG_POLLING.value
 class NoLoop:
     """Stands in for the event loop that aiocometd's constructor would otherwise look for.
 
-    Without a running loop that look-up warns, fails or leaves a loop behind, depending on the Python
-    version. Nothing that is used here needs the loop.
+    Without a running loop that look-up warns, fails or makes a loop that nobody closes, depending on the
+    Python version. Nothing that is used here needs the loop.
     """
 
 
 class Owner(Host, Protocol):
-    """Whose engine it is."""
+    """What the engine and the base client need of the client's policy."""
 
     def make_http_session(self) -> aiohttp.ClientSession:
         """Make the HTTP session of a client that is being opened."""
@@ -73,7 +74,12 @@ class Owner(Host, Protocol):
     def make_transport(
         self, url: str, mailbox: Mailbox, http_session: aiohttp.ClientSession
     ) -> LongPollingTransport:
-        """Make the transport of a session that is about to begin."""
+        """Make the transport of a session that is about to begin.
+
+        :param url: the endpoint
+        :param mailbox: where events go
+        :param http_session: what requests are sent with; it stays the client's
+        """
 
     async def before_waiting(self) -> None:
         """Do what should be done before ``receive()`` waits for the server."""
@@ -82,8 +88,8 @@ class Owner(Host, Protocol):
 class Engine:
     """What a client has besides what aiocometd's has.
 
-    :ivar owner: whose it is
-    :ivar turn: of those that take messages
+    :ivar owner: the client's policy
+    :ivar turn: the turn to take messages, which one task has at a time
     :ivar http_session: what requests are sent with while the client is open
     :ivar opener: the task that opens the client, while it does
     :ivar untold: why the session has ended, until the application has been told
@@ -137,7 +143,11 @@ _SHARING: Final[WeakKeyDictionary[aiohttp.BaseConnector, int]] = WeakKeyDictiona
 
 
 class BaseClient(CometdClient):
-    """A CometD client on long polling that owns its HTTP session and cleans up whatever happens."""
+    """A CometD client on long polling that owns its HTTP session and cleans up whatever happens.
+
+    :param owner: the client's policy, which makes the HTTP session and the transport
+    :param connection_timeout: and the others: as aiocometd's client takes them
+    """
 
     def __init__(
         self,
@@ -201,7 +211,7 @@ class BaseClient(CometdClient):
         await engine.stop_opening()
         transport = transport_of(self)
         if transport is not None and not transport.is_alive:
-            # Its event loop has ended, and with it whatever could be told to the server.
+            # Its event loop has ended, so the server cannot be told any more.
             self._closed = True
         try:
             return await super().close()
@@ -228,7 +238,7 @@ class BaseClient(CometdClient):
         if not isinstance(offered, list) or _LONG_POLLING not in offered:
             raise ClientError(
                 f"None of the connection types offered by the server {self.url} are supported:"
-                f" {offered!r:.200}; this client needs long-polling, so check that the URL is right"
+                f" {fit(offered, limit=100)}; this client needs long-polling, so check that the URL is right"
             )
         return transport
 
@@ -252,7 +262,7 @@ class BaseClient(CometdClient):
         transport = transport_of(self)
         if transport is not None and transport.state is TransportState.SERVER_DISCONNECTED:
             engine = ENGINES.of(self)
-            # Told by the next call, should this one be cancelled.
+            # If this call is cancelled, the next one raises it.
             engine.untold = transport.stop_error
             await self.close()
             raise_untold(self)

@@ -46,14 +46,14 @@ LOGGER = logging.getLogger(__name__)
 
 #: How many of the last tokens are looked for in refusals.
 MAX_TOKENS: Final = 8
-#: Seconds without an event of a backlog after which it counts as through.
+#: Seconds without an event of a backlog after which it counts as complete.
 BACKLOG_PAUSE: Final = 0.25
 #: Seconds that events of another answer wait for a connect's answer, of which nothing has come yet:
 #: the server may have sent that one first.
 OVERTAKING: Final = 0.25
 
-#: What does no harm if the server gets it twice, as nothing does before the first subscription. A subscribe is not among it: the server takes the events
-#: that it has sent with a lost answer for delivered.
+#: Requests that may be sent twice; while the client is being opened, all may. A subscribe is not among
+#: them: the server takes the events that it has sent with a lost answer for delivered.
 _HARMLESS: Final = (HANDSHAKE, UNSUBSCRIBE, DISCONNECT)
 _HEADERS: Final = {"Content-Type": "application/json;charset=UTF-8", "Accept": "application/json"}
 
@@ -61,13 +61,13 @@ _HEADERS: Final = {"Content-Type": "application/json;charset=UTF-8", "Accept": "
 class Settings(NamedTuple):
     """What the engine needs to know of its client.
 
-    :ivar host: whom to ask
+    :ivar host: the client's policy
     :ivar auth: puts the token into requests
     :ivar extensions: gives those that run on every message, in this order, before *auth*
     :ivar before_poll: awaited before each connect, or None
     :ivar report: called with every event that an observer should know of
     :ivar request_timeout: seconds for each phase of a request
-    :ivar max_response_size: bytes of the largest answer that is taken
+    :ivar max_response_size: size of the largest answer that is accepted, in bytes
     :ivar ssl: how TLS is verified, as aiohttp takes it
     :ivar json_dumps: serialises messages
     :ivar json_loads: parses messages
@@ -124,7 +124,7 @@ class Exchange:
         self._answers: list[Ticket] = []
         self._taken = Signal()
         self._waiting: list[tuple[list[JsonObject], Ticket]] = []
-        # Rings when a backlog counts as through.
+        # Rings when a backlog counts as complete.
         self._backlog_alarm: asyncio.TimerHandle | None = None
 
     async def send(
@@ -324,7 +324,7 @@ class Exchange:
         return reply, events
 
     def _wait_for_backlog(self, is_coming: bool) -> None:
-        """Let events that were sent before a backlog wait until that is through.
+        """Let events that were sent before a backlog wait until that is complete.
 
         :param is_coming: whether a part of it has just come
         """
@@ -337,7 +337,7 @@ class Exchange:
             self._backlog_alarm = self._loop.call_later(BACKLOG_PAUSE, self._settle)
 
     def close(self) -> None:
-        """Let nothing more come: what has waited is dropped, and comes again when the client is opened."""
+        """Drop the events that wait for others: they come again when the client is opened."""
         self._stop_waiting()
         self._waiting.clear()
         self._session.channels.rewind(self._session.epoch)
@@ -352,8 +352,8 @@ class Exchange:
             self._backlog_alarm = None
 
     def _cleaned(self, message: JsonObject) -> JsonObject:
-        """Give a message of an answer without the tokens, which a refusal may repeat."""
-        if message.get("successful") is True:
+        """Give a message of an answer without the tokens, which an answer that leads to an error may repeat."""
+        if message.get("successful") is True and message.get("channel") != HANDSHAKE:
             return message
         cleaned: JsonObject = without_secrets(message, self._tokens)
         return cleaned
@@ -419,7 +419,7 @@ def _not_sent(trouble: Trouble, error: AiosfstreamException) -> Failure:
 
 
 def _not_taken(extension: Extension | AuthExtension, error: Exception) -> Failure:
-    """Give what it means that an extension has failed: the answer is lost, its events come again."""
+    """Make the failure that stands for a raising extension: the answer is lost, its events come again."""
     name = type(extension).__name__
     # The frames that it has passed hold the token.
     without_frames(error)

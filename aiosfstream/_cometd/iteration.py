@@ -8,6 +8,8 @@ from typing import Protocol
 
 from aiocometd.typing import JsonObject
 
+from .._channels import shown
+from .._text import fit
 from ..exceptions import ClientInvalidOperation, ReplayError
 from .mailbox import Mailbox, Turn
 
@@ -24,18 +26,18 @@ class Source(Protocol):
 
     @property
     def turn(self) -> Turn:
-        """The turn of those that take messages."""
+        """The turn to take messages, which one task has at a time."""
 
     @property
     def direct(self) -> Store | None:
-        """What stores the marker of an ordinary message at once, or None."""
+        """Stores the marker of an ordinary message without waiting; None if nothing can."""
 
     @property
     def groups(self) -> bool:
         """Whether markers are stored in groups, of which each pause would make one more."""
 
     async def receive(self) -> JsonObject:
-        """Wait for the next message and store its marker."""
+        """Wait for the next message, and give it once its marker is stored."""
 
 
 async def iterate(source: Source) -> AsyncIterator[JsonObject]:
@@ -67,10 +69,10 @@ def _pending(source: Source) -> Iterator[JsonObject]:
     if mailbox is None:
         return
     items = mailbox.items
-    # Others who receive take one message at a time.
+    # While other tasks wait in receive(), messages are taken one at a time, in turn.
     while items and not turn.taken and (store := source.direct) is not None:
         message = items[0]
-        # What aiocometd would turn into an error goes the long way, as an error does.
+        # receive() raises errors, and what aiocometd makes an error of.
         if isinstance(message, Exception) or "successful" in message:
             return
         try:
@@ -94,7 +96,7 @@ def storing_failed(message: JsonObject, error: Exception) -> ReplayError:
     :param error: what the storage has raised
     """
     return ReplayError(
-        f"The replay marker of a message on {message.get('channel')} could not be stored:"
-        f" {type(error).__name__}: {error!s:.300};"
+        f"The replay marker of a message on {shown(message.get('channel'))} could not be stored:"
+        f" {type(error).__name__}: {fit(error)};"
         " the next receive() gives this message again"
     )

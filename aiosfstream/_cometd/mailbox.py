@@ -48,8 +48,8 @@ def _resolve(waiter: asyncio.Future[None]) -> None:
 class Turn:
     """Lets one task at a time through, in the order in which they came.
 
-    Unlike an :class:`asyncio.Lock` it belongs to no event loop for longer than somebody has the turn:
-    a loop that has ended with it takes nothing along.
+    Unlike an :class:`asyncio.Lock` it belongs to an event loop only while one of its tasks has the turn,
+    and is free again if that loop has ended.
     """
 
     def __init__(self) -> None:
@@ -163,7 +163,10 @@ class Mailbox(Signal):
         self.wake()
 
     def fail(self, error: Exception) -> None:
-        """Add an error after the messages that are there, to be raised once."""
+        """Add an error after the messages that are there, to be raised once.
+
+        :param error: the error
+        """
         self.items.append(error)
         self._errors += 1
         self.wake()
@@ -192,7 +195,10 @@ class Mailbox(Signal):
         return True
 
     def put_back(self, message: JsonObject) -> None:
-        """Return a message that was taken and not delivered, to be the next again."""
+        """Return a message that was taken and not delivered, to be the next again.
+
+        :param message: the message
+        """
         self.items.appendleft(message)
         self.wake()
 
@@ -206,7 +212,7 @@ class Mailbox(Signal):
                 self._suspends = None
 
     def close(self) -> None:
-        """Take no more. Errors are dropped: who has closed need not be told what failed before."""
+        """Take no more messages. Errors are dropped: nobody asks why a connection failed that is closed."""
         self.closed = True
         if self._errors:
             kept = [item for item in self.items if not isinstance(item, Exception)]

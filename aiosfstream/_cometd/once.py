@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-#: Names that are warned of. More come from no sound server, and its warnings would fill the log.
+#: Names that are warned of at most: a server could make up names without end, and fill the log.
 MAX_NAMES: Final = 100
 
 

@@ -10,9 +10,9 @@ from .messages import interval_of
 
 #: Seconds. A connect that is answered sooner, without an event, was no long poll.
 LONG_POLL: Final = 5.0
-#: So many short polls in a row are nobody's fault: an answer to a subscribe may end a poll as well.
+#: Short polls in a row that are tolerated: a subscription that is made may end a poll as well.
 TOLERATED: Final = 2
-#: Seconds: the first delay beyond these, which then doubles, and the longest.
+#: Seconds of the first delay after those, which then doubles, and of the longest.
 FIRST_DELAY: Final = 0.1
 MAX_DELAY: Final = 5.0
 #: Seconds after which an empty answer counts as that of a poll that was held.

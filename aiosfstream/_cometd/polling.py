@@ -68,9 +68,9 @@ class Polling:
         #: The reply to the last handshake, while the client is being opened.
         self.last_handshake: JsonObject | None = None
         # What starts the task, from the first connect on until it is started.
-        self._starter: asyncio.Handle | None = None
+        self._pending_start: asyncio.Handle | None = None
         self._context = Context()
-        # Whether the task may be cancelled because its connect is of no use any more.
+        # Whether the task may be cancelled if the session of its connect is lost.
         self._interruptible = False
         self._interrupted = False
         self._suspended = False
@@ -87,7 +87,7 @@ class Polling:
     def start(self) -> None:
         """Start the task soon, in the context of the caller."""
         self._context = copy_context()
-        self._starter = self._loop.call_soon(self._give_way, context=self._context)
+        self._pending_start = self._loop.call_soon(self._give_way, context=self._context)
 
     def restart(self) -> None:
         """Start the task again, if somebody else has ended it."""
@@ -97,7 +97,7 @@ class Polling:
     def end(self) -> None:
         """Have the task end."""
         self.closing = self.requests.closing = True
-        self._forget_starter()
+        self._cancel_start()
 
     def _give_way(self) -> None:
         """Let a subscription that is made right after opening use the connection that is there.
@@ -106,20 +106,20 @@ class Polling:
         client (12 KiB).
         """
         if self.requests.under_way:
-            self._starter = self._loop.call_later(
+            self._pending_start = self._loop.call_later(
                 GIVE_WAY_TIMEOUT, self._start_task, context=self._context
             )
         else:
             self._start_task()
 
     def _start_task(self) -> None:
-        self._forget_starter()
+        self._cancel_start()
         self.task = tasks.start(self._run(), "aiosfstream connection")
 
-    def _forget_starter(self) -> None:
-        if self._starter is not None:
-            self._starter.cancel()
-            self._starter = None
+    def _cancel_start(self) -> None:
+        if self._pending_start is not None:
+            self._pending_start.cancel()
+            self._pending_start = None
 
     async def _run(self) -> None:
         """Take step after step until the session has ended."""
@@ -142,7 +142,7 @@ class Polling:
             # The frames that it has passed may hold the token.
             error.__cause__ = without_frames(bug)
             self._session.recovery.stop(error)
-        self._pass_on()
+        self._notify()
 
     async def step(self) -> None:
         """Take the next step, and report what came of it."""
@@ -157,7 +157,7 @@ class Polling:
             self._session.disturbed(disturbance, self._loop.time())
         # Not before the session knows what has become of a connect that they have waited for.
         self._exchange.release()
-        self._pass_on()
+        self._notify()
 
     def _cancelled_error(self, what: str) -> TransportError:
         return TransportError(
@@ -165,7 +165,7 @@ class Polling:
             " look for what cancels tasks or closes a shared connector"
         )
 
-    def _pass_on(self) -> None:
+    def _notify(self) -> None:
         """Give the application what the last step brought, and wake whoever waits for a change."""
         session = self._session
         errors, session.recovery.errors = session.recovery.errors, []
@@ -179,8 +179,8 @@ class Polling:
         """End a held connect whose session is lost, and start to poll if that was to wait."""
         if not self._session.established:
             self._interrupt()
-        self._pass_on()
-        if self._starter is not None and not self.requests.under_way:
+        self._notify()
+        if self._pending_start is not None and not self.requests.under_way:
             self._context.run(self._start_task)
 
     # The steps
@@ -239,7 +239,7 @@ class Polling:
         try:
             await self._settings.before_poll()
         except ReplayError as error:
-            # One of them is enough: they are told when the application has time for it.
+            # One is enough: each poll would add another until the application receives it.
             if not self._mailbox.has_errors:
                 self._mailbox.fail(error)
 
@@ -280,7 +280,7 @@ class Polling:
             async with self.requests.turn:
                 result, _ = await self._exchange.send(message, subscription)
         except ReplayError as error:
-            session.storage_failed(error, self._loop.time())
+            session.recovery.storage_failed(error, self._loop.time())
         else:
             session.resubscribe_done(subscription, result, self._loop.time())
 

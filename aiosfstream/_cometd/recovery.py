@@ -75,7 +75,7 @@ class Recovery:
         self._times_told = 0
 
     def next_step(self) -> Step:
-        """Give the next step, and with it the delay before, which is then used up."""
+        """Give the next step and the delay before it, which is given once."""
         delay, self._delay = self._delay, 0.0
         return Step(ACTIONS[self.state], delay)
 
@@ -87,7 +87,11 @@ class Recovery:
         self._delay = delay
 
     def enter(self, state: State, reason: object) -> None:
-        """Enter a state, and log why."""
+        """Enter a state, and log why.
+
+        :param state: the state
+        :param reason: for the log
+        """
         if state is not self.state:
             LOGGER.debug("session: %s -> %s: %s", self.state.name, state.name, reason)
             self.state = state
@@ -127,7 +131,7 @@ class Recovery:
     def recovered(self, *, report: bool = True) -> None:
         """Note that all is well.
 
-        :param report: whether it was not before
+        :param report: whether the observer should know, since it was not so before
         """
         self.last_error = None
         self.lost_since = None
@@ -286,7 +290,10 @@ class Recovery:
         return refusals.last is self.last_error is not refusals.first
 
     def authenticated(self, now: float) -> None:
-        """Note that there is a new token."""
+        """Note that there is a new token.
+
+        :param now: the time, in seconds
+        """
         if self.waits_for_person:
             # The application knows why it took so long.
             self.lost_since = now
@@ -295,7 +302,11 @@ class Recovery:
         self.report(ConnectionEvent(ConnectionEventKind.REAUTHENTICATED))
 
     def authentication_failed(self, error: AuthenticationError, now: float) -> None:
-        """Take the failure of a new log-in."""
+        """Take the failure of a new log-in.
+
+        :param error: the failure
+        :param now: the time, in seconds
+        """
         looks_for_instance = error.retryable and self.refusals.first is None
         # Why the instance does not answer says more than that the login host does not either.
         known = self.last_error if looks_for_instance else None
@@ -307,14 +318,20 @@ class Recovery:
         else:
             self.waits_for_person = False
             if looks_for_instance:
-                # The token may still be good: the instance is asked again as well.
+                # The token may still be good: the instance is asked again as well. If it still says
+                # that the org is gone, nobody has said yet where it is.
+                self.instance.is_gone = False
                 self.enter(State.NO_SESSION, error)
             is_limited = error.retry_after is not None or _is_rate_limit(error)
             delay = self.delays.busy("login") if is_limited else self.delays.network("login")
             self._retry_after(max(delay, error.retry_after or 0.0), error)
 
     def storage_failed(self, error: ReplayError, now: float) -> None:
-        """Take the failure of a marker storage that was read for a channel without a resume point."""
+        """Take the failure of a marker storage that was read for a channel without a resume point.
+
+        :param error: the failure
+        :param now: the time, in seconds
+        """
         self.note_loss(error, now)
         self._storage_attempts += 1
         if self._storage_attempts % MAX_STORAGE_ATTEMPTS == 0:
@@ -360,7 +377,10 @@ class Recovery:
         )
 
     def stop(self, error: Exception) -> None:
-        """End for good."""
+        """End for good.
+
+        :param error: why
+        """
         # What requests under way bring must not set the session going again.
         self._give_up(notify=False)
         self.last_error = self.stop_error = error

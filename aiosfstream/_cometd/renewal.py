@@ -103,7 +103,11 @@ class Renewal:
             self._recovery.recovered()
 
     def skip(self, subscription: Subscription, cause: TransportError) -> None:
-        """Go on with the new events of a channel, since those before cannot be read."""
+        """Go on with the new events of a channel, since those before cannot be read.
+
+        :param subscription: the channel
+        :param cause: why not
+        """
         replay_id = subscription.resume
         error = ServerError(
             f"Events on {subscription.channel} after replay id {replay_id!r:.200} cannot be read and are skipped, the"
@@ -137,7 +141,12 @@ class Renewal:
         self._report(ConnectionEventKind.CHANNEL_RESUMED, subscription, subscription.stamp)
 
     def defer(self, subscription: Subscription, error: ServerError, now: float) -> None:
-        """Try a channel again later, while the others go on."""
+        """Try a channel again later, while the others go on.
+
+        :param subscription: the channel
+        :param error: the refusal
+        :param now: the time, in seconds
+        """
         self._recovery.note_loss(error, now)
         delay = self._recovery.delays.busy(subscription.channel)
         if subscription in self._waiting:
@@ -146,7 +155,12 @@ class Renewal:
         self._recovery.report_retry(delay, error, channel=subscription.channel)
 
     def fall_back(self, subscription: Subscription, reply: JsonObject) -> bool:
-        """Try another starting point, once."""
+        """Try another starting point, once.
+
+        :param subscription: the channel
+        :param reply: the refusal of its replay id
+        :return: whether there is a fallback that has not been tried yet
+        """
         if subscription.fell_back:
             return False
         fallback = self._host.fallback_for(subscription.channel)

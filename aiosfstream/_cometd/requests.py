@@ -43,6 +43,7 @@ class Requests:
     :param exchange: sends the messages
     :param session: the state of the Bayeux session
     :param signal: wakes when the session may have changed
+    :param timeout: gives the seconds that a request waits for a lost session; None or 0: for ever
     :param changed: called after each request, since it may have changed the session
     """
 
@@ -60,7 +61,7 @@ class Requests:
         self._timeout = timeout
         self._changed = changed
         self._loop = asyncio.get_running_loop()
-        #: Whose turn it is; a handshake takes it too.
+        #: The turn to send a request; a handshake takes it too.
         self.turn = Turn()
         #: Whether requests are refused, since the client is being closed.
         self.closing = False
@@ -240,7 +241,7 @@ class Requests:
 
         It keeps one of the org's client slots, and makes the server slow down the next session.
 
-        :param client_ids: more of them, besides those that the session has left
+        :param client_ids: ids of other sessions than those that were left before
         """
         now = self._loop.time()
         for client_id in (*self._session.recovery.left_behind, *client_ids):

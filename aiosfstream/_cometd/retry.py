@@ -17,7 +17,7 @@ class RetryPolicy:
     :ivar initial: upper bound of the first delay after trouble with the network
     :ivar cap: upper bound of every later one
     :ivar busy_initial: the same for a server that is busy or a limit that is reached
-    :ivar busy_cap: the same
+    :ivar busy_cap: upper bound of every later one of these
     :ivar refused_initial: delay before credentials that were refused are tried again
     :ivar refused_cap: the longest of these
     :ivar farewell: upper bound of the pause after the server has ended the session as a matter of

@@ -1,4 +1,4 @@
-"""What Salesforce says otherwise than the Bayeux specification: refusals, failures, channels.
+"""Where Salesforce differs from the Bayeux specification: refusals, failures, channels.
 
 :data:`REFUSALS` and :data:`FAILURES` are the one table of what the server's answers mean. Every path
 asks it: opening, connecting, subscribing, subscribing again. Facts come from the Streaming API
@@ -170,7 +170,7 @@ def judge_session(reply: JsonObject) -> Verdict:
     """
     advised = reconnect_advice(reply)
     if reply["successful"]:
-        # Nobody who is served is turned away: it says goodbye, as /meta/disconnect does.
+        # A request that is served is not refused: the server ends the session, as /meta/disconnect does.
         farewell = Verdict.FAREWELL if advised == "none" else Verdict.PROCEED
         return Verdict.RENEW if advised == "handshake" else farewell
     found = _refusal_of(reply)
@@ -207,7 +207,7 @@ _ABOUT_THE_SESSION: Final = {Verdict.LOG_IN, Verdict.RENEW, Verdict.RENEW_COOKIE
 
 
 def ends_session(verdict: Verdict) -> bool:
-    """Say whether a refused request beside the connect has shown that the session is of no use.
+    """Say whether a refused request beside the connect has shown that the session cannot be used any more.
 
     :param verdict: what the refusal means
     """

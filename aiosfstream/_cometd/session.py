@@ -13,9 +13,10 @@ from typing import Final
 
 from aiocometd.typing import JsonObject
 
+from .._channels import shown
 from .._http.failures import Failure, Trouble
 from ..events import ConnectionEvent
-from ..exceptions import ReplayError, ServerError, TransportError
+from ..exceptions import ServerError, TransportError
 from .channels import Channels, Subscription, Ticket
 from .messages import (
     CONNECT,
@@ -45,7 +46,7 @@ from .writer import Writer
 
 LOGGER = logging.getLogger(__name__)
 
-#: So often an answer that cannot be read is asked for, before what is in it is skipped.
+#: How often an answer that cannot be read is asked for before its events are skipped.
 MAX_UNREADABLE: Final = 3
 
 _ENDED: Final = "Connection closed by the server for good; open the client again to go on"
@@ -75,7 +76,7 @@ class Session:
         self._poll_timeout = poll_timeout
         self.channels = Channels(limit, host.first_after_fallback)
         self.recovery = Recovery(host, report, policy, rng, self._leave)
-        #: Which session answers belong to; those of an earlier one are not used.
+        #: The number of the present session; answers to requests of an earlier one are not used.
         self.epoch = 0
         self.advice: JsonObject = {}
         #: Last reply to a connect.
@@ -97,7 +98,7 @@ class Session:
         return self.recovery.state
 
     def next_step(self, now: float = 0.0) -> Step:
-        """Give the next step, and with it the delay before, which is then used up.
+        """Give the next step and the delay before it, which is given once.
 
         :param now: the time, in seconds
         """
@@ -136,10 +137,12 @@ class Session:
     # Connects
 
     def handshake_message(self, connection_types: list[str]) -> JsonObject:
-        """Build a handshake. The advice of the session before is forgotten with it.
+        """Build a handshake, and forget the advice of the session before.
 
         Salesforce sends none in its reply; with an old ``reconnect: handshake`` still in force the
         client would handshake for ever.
+
+        :param connection_types: what is offered
         """
         self._advise({})
         return self.writer.handshake(connection_types)
@@ -194,9 +197,11 @@ class Session:
         Events may come in any answer. Those of a session that was given up are dropped: they
         come again from the resume points, and would otherwise move these past what was lost.
 
+        :param messages: the messages
+        :param ticket: the request that they answer
         :return: the events to deliver, and the other messages, for :meth:`take_reply`
         """
-        # A new session has no channels, so what comes with it comes again.
+        # Before its channels are subscribed a session should bring nothing; what it brings comes again.
         if ticket.epoch != self.epoch or ticket.request["channel"] == HANDSHAKE:
             return [], self.channels.drop(messages, ticket)
         return self.channels.receive(messages, ticket)
@@ -224,8 +229,8 @@ class Session:
             self._server_left = True
         elif self._is_odd(message, reply) and self._odd.is_new(channel):
             LOGGER.warning(
-                "Ignored a message on channel %.100r with data that is no event; look at what is published there",
-                channel,
+                "Ignored a message on channel %s with data that is no event; look at what is published there",
+                shown(channel),
             )
         advice = message.get("advice")
         if isinstance(advice, dict) and (message is reply or channel == CONNECT):
@@ -242,7 +247,11 @@ class Session:
     # What came of a step
 
     def handshake_done(self, result: JsonObject | Failure, now: float) -> None:
-        """Take the outcome of a handshake."""
+        """Take the outcome of a handshake.
+
+        :param result: the reply, or why there is none
+        :param now: the time, in seconds
+        """
         self._server_left = False
         if isinstance(result, Failure):
             self.recovery.failed(result, now)
@@ -347,7 +356,7 @@ class Session:
         for subscription in self._renewal.due(now):
             if self.channels.subscriptions.get(subscription.channel) is subscription:
                 if not subscription.fell_back:
-                    subscription.aim()
+                    subscription.stamp_resume_point()
                 return subscription
             self._renewal.settle(subscription)
         if self.state is State.RESUBSCRIBING:
@@ -357,7 +366,12 @@ class Session:
     def resubscribe_done(
         self, subscription: Subscription, result: JsonObject | Failure, now: float
     ) -> None:
-        """Take the outcome of subscribing a channel again in a new session."""
+        """Take the outcome of subscribing a channel again in a new session.
+
+        :param subscription: the channel
+        :param result: the reply, or why there is none
+        :param now: the time, in seconds
+        """
         if isinstance(result, Failure):
             self._failed(result, now, subscription)
             return
@@ -377,12 +391,12 @@ class Session:
         if self._server_left:
             self._recover(Verdict.FAREWELL, result, now)
 
-    def storage_failed(self, error: ReplayError, now: float) -> None:
-        """Take the failure of a marker storage that was read for a channel without a resume point."""
-        self.recovery.storage_failed(error, now)
-
     def disturbed(self, error: TransportError, now: float) -> None:
-        """Take a step that was ended by something else than its outcome: what came of it is lost."""
+        """Note that a step was cancelled by something outside of the client: its outcome is lost.
+
+        :param error: what happened
+        :param now: the time, in seconds
+        """
         self.recovery.recover(Verdict.RENEW_LOST, error, now)
 
     # Requests beside the connect
@@ -400,6 +414,7 @@ class Session:
         :param result: the reply, or why there is none
         :param epoch: the session that it was sent in
         :param now: the time, in seconds
+        :return: what follows for the request
         """
         verdict = _judge_beside(request, result)
         sequel = self._sequel(verdict, result, epoch, now)
@@ -422,7 +437,7 @@ class Session:
     def _sequel(
         self, verdict: Verdict, result: JsonObject | Failure, epoch: int, now: float
     ) -> Sequel:
-        """Have the session renewed if a request has shown that it is of no use."""
+        """Have the session renewed if a request has shown that it cannot be used any more."""
         is_present = epoch == self.epoch
         if isinstance(result, Failure):
             if is_present and verdict in (Verdict.LOG_IN, Verdict.RENEW_LOST):
@@ -448,7 +463,7 @@ class Session:
         self.epoch += 1
 
 
-#: What a connect's reply may say in a session that the server has ended: it says goodbye in pieces.
+#: What a connect's reply may say in a session that the server has ended, whose last messages come in any order.
 _FAREWELLS: Final = (Verdict.PROCEED, Verdict.RETRY, Verdict.RENEW, Verdict.STOP)
 
 

@@ -75,20 +75,24 @@ class Sequel(Enum):
 
 
 class Host(Protocol):
-    """Whose session it is: what the engine needs of it."""
+    """What the engine needs of the client that it belongs to."""
 
     @property
     def connection_timeout(self) -> float | None:
         """Seconds that the connection may be lost; None or 0: for ever."""
 
     def fallback_for(self, channel: str) -> ReplayId:
-        """Give the id to use in place of one that is refused, or None for "report it"."""
+        """Give the id to use in place of one that is refused, or None to report the refusal.
+
+        :param channel: the channel whose id is refused
+        """
 
     def first_after_fallback(self, message: JsonObject) -> None:
-        """Store the marker of *message* whatever is stored: that has been shown to be of no use."""
+        """Have the marker of *message* replace the stored one, which the server has refused."""
 
     async def log_in(self, refused: Secret | None) -> str:
-        """Get a new token, unless another one than the header value *refused* is in use already.
+        """Get a new token, unless a newer one than the refused one is in use by now.
 
+        :param refused: the ``Authorization`` header that was refused; None: there is none yet
         :return: the URL to go on with
         """

@@ -55,7 +55,7 @@ class Refusals:
 
         :param error: what that person was told
         """
-        # With the reason that was told the first time: one in another would grow without end.
+        # The first reason is kept: errors that quote one another would grow without end.
         self.first, self._since = self.first or error, float("-inf")
 
     def forget(self) -> None:
@@ -90,7 +90,7 @@ def token_refused(error: Exception, first: Exception) -> AuthenticationError:
 
 
 def _told(error: AuthenticationError, first: Exception) -> AuthenticationError:
-    """Tell with a refused log-in why there was one."""
+    """Add to the error of a refused log-in why a new one was needed."""
     told = copy(error)
     text, *rest = error.args
     told.args = (f"{text.rstrip('.')}. A new log-in was needed because of: {first}", *rest)

@@ -25,7 +25,7 @@ from .states import State
 #: aiocometd's ``subscribe(channel)`` has no room for an argument.
 REPLAY: ContextVar[ReplayId] = ContextVar("aiosfstream_replay", default=None)
 
-#: Seconds that a connection may be lost for longer if tokens are refused: the refusal is what to tell.
+#: Seconds more before a loss is reported if tokens are refused, since the refusal says more than a time-out.
 REFUSAL_GRACE: Final = 2.0
 #: Seconds that tasks have to end. A log-in that has rotated a refresh token is finished first.
 END_TIMEOUT: Final = 3.5

@@ -10,7 +10,7 @@ from .messages import CONNECT, DISCONNECT, HANDSHAKE, SUBSCRIBE, UNSUBSCRIBE
 
 
 class Client(Protocol):
-    """Who writes.
+    """Whose messages they are.
 
     :ivar client_id: the id that the server gave to the present session, or None
     """
@@ -51,15 +51,25 @@ class Writer:
         return message
 
     def subscribe(self, channel: str) -> JsonObject:
-        """Build a subscribe, without the replay id."""
+        """Build a subscribe, without the replay id.
+
+        :param channel: the channel
+        """
         return self._with_client(SUBSCRIBE, subscription=channel)
 
     def unsubscribe(self, channel: str) -> JsonObject:
-        """Build an unsubscribe."""
+        """Build an unsubscribe.
+
+        :param channel: the channel
+        """
         return self._with_client(UNSUBSCRIBE, subscription=channel)
 
     def publish(self, channel: str, data: JsonObject) -> JsonObject:
-        """Build a publish."""
+        """Build a publish.
+
+        :param channel: the channel
+        :param data: what to publish
+        """
         return self._with_client(channel, data=data)
 
     def disconnect(self, client_id: str) -> JsonObject:

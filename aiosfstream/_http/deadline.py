@@ -2,26 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Final, NamedTuple
 
-if sys.version_info >= (3, 11):
-    from asyncio import Timeout, timeout
-
-    def move(alarm: Timeout, when: float) -> None:
-        """Let *alarm* ring at *when*, by the event loop's clock."""
-        alarm.reschedule(when)
-
-else:
-    # It comes with aiohttp on this Python.
-    from async_timeout import Timeout, timeout
-
-    def move(alarm: Timeout, when: float) -> None:
-        """Let *alarm* ring at *when*, by the event loop's clock."""
-        alarm.update(when)
-
-
-__all__ = ["Limits", "limits_for", "move", "timeout"]
+__all__ = ["Limits", "limits_for"]
 
 #: How many times the time-out of one phase a whole request may take: a large answer comes in slowly.
 PHASES: Final = 4

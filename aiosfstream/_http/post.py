@@ -12,10 +12,10 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from .._frames import without_frames
-from .._tasks import is_cancelled
+from .._tasks import is_cancelled, move, timeout
 from .bodies import Dumper, Loader, dump_json, parse_json
 from .cookies import WRITTEN, CookieJar
-from .deadline import Limits, move, timeout
+from .deadline import Limits
 from .encodings import ACCEPTED, PIECE, Decoder, EncodingError
 from .failures import (
     Answer,

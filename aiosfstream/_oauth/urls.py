@@ -85,6 +85,7 @@ def _split(url: str) -> SplitResult | None:
 
 def _host_meant(host: str) -> str | None:
     """Give the host to use instead of one where nobody of that org can log in, or None if it is right."""
+    host = host.rstrip(".")
     for suffix in (".lightning.force.com", ".my.salesforce-setup.com", ".salesforce-setup.com"):
         if host.endswith(suffix):
             return host.removesuffix(suffix) + ".my.salesforce.com"
@@ -93,8 +94,8 @@ def _host_meant(host: str) -> str | None:
     # What other libraries call a domain; acme.my is a stranger's.
     if host.endswith((".my", ".my.salesforce")):
         return host.removesuffix(".salesforce") + ".salesforce.com"
-    is_name = "." not in host.rstrip(".") and ":" not in host
-    return f"{host.rstrip('.')}.my.salesforce.com" if is_name and not is_loopback(host) else None
+    is_name = "." not in host and ":" not in host
+    return f"{host}.my.salesforce.com" if is_name and not is_loopback(host) else None
 
 
 def is_secure(url: str) -> bool:

@@ -34,14 +34,17 @@ class Pending:
     """A marker that is not committed yet.
 
     :ivar marker: the marker
-    :ivar overwrites: whether it replaces the stored one whatever that says
+    :ivar overwrites: whether it replaces the stored one even if that is newer
     """
 
     marker: ReplayMarker
     overwrites: bool = False
 
     def merge(self, later: Pending) -> None:
-        """Take the place that both have, stored one after the other."""
+        """Become what would be stored if both were, one after the other.
+
+        :param later: the one that was handed over later
+        """
         if later.overwrites or should_store(self.marker, later.marker):
             self.marker = later.marker
             self.overwrites = self.overwrites or later.overwrites
@@ -62,7 +65,7 @@ class Groups:
         self.writing: dict[str, Pending] = {}
         self.job: Future[None] | None = None
         self.job_loop: asyncio.AbstractEventLoop | None = None
-        #: Of those in that loop who wait for its end: woken together, since each wake-up crosses threads.
+        #: What tasks of that loop wait with for its end; woken together, since each wake-up crosses threads.
         self.waiters: list[asyncio.Future[None]] = []
         #: Why the last attempt has failed; None if it went well.
         self.failure: BaseException | None = None
@@ -94,7 +97,7 @@ class Groups:
         :param channel: its channel
         :raises ReplayError: if the file cannot be read
         """
-        # Looked up before the file is read: what is committed meanwhile is in one of both then.
+        # Looked up before the file is read, so that what is committed meanwhile is not missed.
         groups = (self.writing, self.pending)
         uncommitted = [group[channel] for group in groups if channel in group]
         stored = await self.in_thread(functools.partial(self.file.read, channel))
@@ -128,7 +131,7 @@ class Groups:
         :raises ReplayError: if that fails; it stays pending and is tried again with the next group
         """
         self._stop_waiting_for_more()
-        # A group that is under way may lack what is pending now. If it fails, it goes along.
+        # The group under way lacks what is pending. If it fails, it is written again with that.
         with suppress(ReplayError):
             await self._job_done()
         self._write_next()
@@ -172,7 +175,7 @@ class Groups:
                 self.waiters.append(waiter)
                 await waiter
             if not job.done():
-                # That of another event loop tells its end to none of this one.
+                # It was begun in another event loop, and wakes only those that wait there.
                 await asyncio.shield(asyncio.wrap_future(job))
             job.result()
         finally:
@@ -205,7 +208,7 @@ class Groups:
             self._write_next()
 
     def _reap(self) -> None:
-        """Take note of what became of the group that was written."""
+        """Note the outcome of the group that was written."""
         if self.job is None or not self.job.done():
             return
         before, group = self.failure, self.writing

@@ -147,8 +147,8 @@ class MarkerFile:
             database = self._connected()
             self._choose_synchronous(database, values)
             if len(values) == 1:
-                # A transaction by itself. Each statement more would have to wait for the event loop's thread to
-                # let this one run again.
+                # A transaction of its own. For each further statement this thread would wait until that of
+                # the event loop lets it run again.
                 database.execute(_UPSERT, values[0])
             else:
                 with _Transaction(database):

@@ -1,8 +1,8 @@
-"""Who uses a store: so that nobody moves a marker under the hands of a running consumer.
+"""Who uses a store: so that nobody moves a marker while a consumer is running.
 
 A consumer leaves a note in the store when a client opens it, renews the note while it polls, and takes it
-away when the store is closed. A note that is not renewed counts no more after a while; one of a process of
-this machine that has ended, at once.
+away when the store is closed. A note that is not renewed expires; one of a process of this machine expires
+when that process ends.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Presence:
         return json.dumps({**_here(), "pid": os.getpid(), "seen": time.time()})
 
     def withdraw(self) -> None:
-        """Take up that the note is taken away."""
+        """Forget that a note was left, since it is being deleted."""
         self._written_at = None
 
 
@@ -83,9 +83,9 @@ def _here() -> dict[str, str]:
 
 
 def _runs(pid: int) -> bool:
-    """Say whether a process of this machine is there."""
+    """Say whether a process runs on this machine."""
     if os.name != "posix":
-        # There, asking would end it.
+        # On Windows os.kill() would end it.
         return True
     try:
         os.kill(pid, 0)

@@ -58,7 +58,7 @@ if stays() then return 0 end
 redis.call('HSET', KEYS[1], 'date', date, 'instant', ARGV[2], 'replay_id', id, 'org', org)
 return 1
 """
-# Notes whose markers these are. Writes in any case: who may not, is told when the client is opened.
+# Notes whose markers these are. Writes in any case, so that missing rights are found when the client is opened.
 _OPEN: Final = """
 local org, may_start_anew = ARGV[1], ARGV[2]
 local found = redis.call('HMGET', KEYS[1], 'org', 'started_anew')
@@ -216,8 +216,10 @@ class RedisStorage(DefaultReplayIdMixin, DurableStorage):
     # Markers
 
     async def get_replay_marker(self, subscription: str) -> ReplayMarker | None:
-        """Give the stored marker, or None.
+        """Give the stored marker.
 
+        :param subscription: the channel, without a PushTopic filter's query
+        :return: the marker, or None if there is none
         :raises ReplayError: if Redis cannot be reached, or has something else there
         """
         key = self._key(subscription)
@@ -238,6 +240,8 @@ class RedisStorage(DefaultReplayIdMixin, DurableStorage):
     async def set_replay_marker(self, subscription: str, replay_marker: ReplayMarker) -> None:
         """Store a marker, whatever is stored.
 
+        :param subscription: the channel, without a PushTopic filter's query
+        :param replay_marker: the marker
         :raises ReplayError: if Redis cannot be reached or refuses it
         """
         await self._store(subscription, replay_marker, overwrites=True)
@@ -245,6 +249,8 @@ class RedisStorage(DefaultReplayIdMixin, DurableStorage):
     async def set_unless_newer(self, subscription: str, replay_marker: ReplayMarker) -> None:
         """Store a marker, unless the stored one is newer, in a single step.
 
+        :param subscription: the channel, without a PushTopic filter's query
+        :param replay_marker: the marker
         :raises ReplayError: if Redis cannot be reached or refuses it
         """
         await self._store(subscription, replay_marker, overwrites=False)
@@ -287,7 +293,7 @@ class RedisStorage(DefaultReplayIdMixin, DurableStorage):
         await self._ask(key, lambda: self._client.eval(_STORE, 1, key, *values))
 
     async def _ask(self, key: str, command: Callable[[], Any]) -> Any:
-        """Send a command, twice if the connection is no good: none of ours does harm when repeated."""
+        """Send a command, and once more if the connection fails: repeating these does no harm."""
         try:
             try:
                 return await _cancellable(command())

@@ -176,7 +176,7 @@ class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
             try:
                 await _note_presence(state)
             except ReplayError as error:
-                # If a marker cannot be stored, that is an error. This is not.
+                # Only a marker that cannot be stored is an error.
                 LOGGER.warning("%s", error)
 
     def begin_flush(self) -> bool:
@@ -239,6 +239,8 @@ class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
     async def get_replay_marker(self, subscription: str) -> ReplayMarker | None:
         """Give the last marker, committed or not.
 
+        :param subscription: the channel, without a PushTopic filter's query
+        :return: the marker, or None if there is none
         :raises ReplayError: if the file cannot be read
         """
         return await groups_of(self).read(subscription)
@@ -246,6 +248,8 @@ class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
     async def set_replay_marker(self, subscription: str, replay_marker: ReplayMarker) -> None:
         """Store a marker whatever is stored, and commit it.
 
+        :param subscription: the channel, without a PushTopic filter's query
+        :param replay_marker: the marker
         :raises ReplayError: if it is nothing that JSON can express, or cannot be committed
         """
         as_json(subscription, replay_marker)
@@ -255,6 +259,8 @@ class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
     async def set_unless_newer(self, subscription: str, replay_marker: ReplayMarker) -> None:
         """Store a marker, unless the stored one is newer; committed with its group.
 
+        :param subscription: the channel, without a PushTopic filter's query
+        :param replay_marker: the marker
         :raises ReplayError: if it is nothing that JSON can express, or each is to be committed by itself
             and that fails
         """
