@@ -31,9 +31,9 @@ if sys.version_info >= (3, 11):
         task = asyncio.current_task()
         return task is not None and task.cancelling() > 0
 
-    def take_back(task: asyncio.Task[Any]) -> None:
-        """Take back one request to end *task*."""
-        task.uncancel()
+    def take_back(task: asyncio.Task[Any]) -> bool:
+        """Take back one request to end *task*; say whether it may go on, as there is no other."""
+        return task.uncancel() == 0
 
 else:
     # It comes with aiohttp on this Python.
@@ -62,10 +62,12 @@ else:
         task = asyncio.current_task()
         return task.requests_to_end > 0 if isinstance(task, _Task) else task is not None
 
-    def take_back(task: asyncio.Task[Any]) -> None:
-        """Take back one request to end *task*."""
-        if isinstance(task, _Task):
-            task.requests_to_end -= 1
+    def take_back(task: asyncio.Task[Any]) -> bool:
+        """Take back one request to end *task*; say whether it may go on, as far as that can be known."""
+        if not isinstance(task, _Task):
+            return True
+        task.requests_to_end -= 1
+        return task.requests_to_end == 0
 
 
 async def uninterrupted(clean_up: Coroutine[Any, Any, None]) -> BaseException | None:

@@ -117,8 +117,7 @@ class Engine:
         except asyncio.CancelledError:
             if not self._is_closing or self.opener is None:
                 raise
-            tasks.take_back(self.opener)
-            if tasks.is_cancelled():
+            if not tasks.take_back(self.opener):
                 raise
             raise ClientInvalidOperation(
                 f"The client of {url or 'no server yet'} was closed while it was being opened; open it again"

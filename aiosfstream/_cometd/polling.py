@@ -197,8 +197,7 @@ class Polling:
         except asyncio.CancelledError:
             if not self._interrupted or self.task is None:
                 raise
-            tasks.take_back(self.task)
-            if tasks.is_cancelled() or self.closing:
+            if not tasks.take_back(self.task) or self.closing:
                 raise
         finally:
             self._interruptible = self._interrupted = False
