@@ -318,10 +318,11 @@ class Exchange:
             if events == 1:
                 # The reader has it before the next request is prepared.
                 await asyncio.sleep(0)
-        reply = self._session.take_reply([self._cleaned(one) for one in others], ticket)
+        reply = self._session.take_reply(others, ticket)
         if reply is None:
             return self._no_reply(ticket.request), events
-        return reply, events
+        # No other message gets into an error.
+        return self._cleaned(reply), events
 
     def _wait_for_backlog(self, is_coming: bool) -> None:
         """Let events that were sent before a backlog wait until that is complete.
@@ -360,8 +361,12 @@ class Exchange:
 
     def _keep_waiting(self, messages: list[JsonObject], ticket: Ticket) -> list[JsonObject]:
         """Let the events of an answer wait for the connect under way; give the other messages."""
-        others = [one for one in messages if not is_event(one) or "successful" in one]
-        self._waiting.append(([one for one in messages if one not in others], ticket))
+        events: list[JsonObject] = []
+        others: list[JsonObject] = []
+        for one in messages:
+            is_other = not is_event(one) or "successful" in one
+            (others if is_other else events).append(one)
+        self._waiting.append((events, ticket))
         self._loop.call_later(OVERTAKING, self._release_unless_answering)
         return others
 

@@ -225,7 +225,8 @@ class Session:
     def _take_meta(self, message: JsonObject, reply: JsonObject | None) -> None:
         channel = message.get("channel")
         if channel == DISCONNECT and message is not reply:
-            LOGGER.info("The server ended the session; a new one follows")
+            if not self._server_left:
+                LOGGER.info("The server ended the session; a new one follows")
             self._server_left = True
         elif self._is_odd(message, reply) and self._odd.is_new(channel):
             LOGGER.warning(
