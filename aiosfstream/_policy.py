@@ -28,7 +28,7 @@ from ._http.cookies import CookieJar
 from ._http.post import MAX_ANSWER_SIZE
 from ._oauth.flight import log_in_again
 from ._oauth.request import lend_session
-from ._oauth.urls import host_is_allowed
+from ._oauth.urls import host_is_allowed, host_of
 from ._text import Secret, fit
 from ._within import within
 from .auth import AuthenticatorBase
@@ -140,7 +140,7 @@ class Policy:
         instance_url = authenticator.instance_url or ""
         if not host_is_allowed(instance_url, self.options.allowed_hosts):
             raise AuthenticationError(
-                f"Authentication failed: the instance {_host_of(instance_url)!r:.200} is not among the allowed_hosts;"
+                f"Authentication failed: the instance {host_of(instance_url)!r:.200} is not among the allowed_hosts;"
                 " add it, or check login_url"
             )
         self._check_org(is_opening=refused is None)

@@ -287,6 +287,16 @@ def test_the_files_that_the_readme_names_exist() -> None:
         assert (ROOT / name).is_file(), f"README.rst names {name}, which is not there"
 
 
+def test_each_promise_about_security_names_tests_that_exist() -> None:
+    page = (DOCS / "security.rst").read_text(encoding="utf-8")
+    promises = page.count("\n   * - ") - page.count("\n   * - Promise\n")
+    rows = re.findall(r"(?m)^     - (``tests/(?:[^\n]|\n(?!   \* |\n))*)", page)
+    assert len(rows) == promises > 15
+    for row in rows:
+        for name in re.findall(r"``([^`]+)``", row):
+            assert (ROOT / name).is_file(), f"security.rst names {name}, which is not there"
+
+
 async def test_quickstart(server: StreamingServer) -> None:
     async with Run("quickstart", server) as run:
         await run.subscribed()
