@@ -252,6 +252,20 @@ async def test_a_live_event_before_the_backlog_of_a_resubscription(
             assert markers[EVENT].replay_id == wanted
 
 
+async def test_an_answer_with_a_backlog_and_more_than_there_is_room_for(
+    server: StreamingServer,
+) -> None:
+    [old, *backlog] = publish(server, EVENT, 5, date=LONG_AGO)
+    gate = Gate()
+    async with client_for(server, max_pending_count=3) as client:
+        server.add_fault(Hold(gate), on="/meta/connect")
+        await client.subscribe(EVENT, replay=old)
+        live = publish(server, EVENT, 5)
+        # All of them in one answer, in order.
+        gate.open()
+        assert await receive(client, 9) == backlog + live
+
+
 async def test_a_session_that_is_lost_before_the_backlog_is_through_loses_nothing(
     server: StreamingServer,
 ) -> None:

@@ -313,8 +313,9 @@ class Exchange:
         else:
             delivered, others = self._session.receive(messages, ticket)
             events = len(delivered)
-            self._wait_for_backlog(bool(events))
+            # Before those that have waited for them.
             self._mailbox.extend(delivered)
+            self._wait_for_backlog(bool(events))
             if events == 1:
                 # The reader has it before the next request is prepared.
                 await asyncio.sleep(0)
