@@ -1180,7 +1180,7 @@ async def test_a_server_that_echoes_everything_makes_nothing_public(
             told = " ".join([body, *dict(parse_qsl(body)).values()])
             writer.write(
                 answer(
-                    {"error": told, "error_description": told, "token_type": told},
+                    {"error": told, "error_description": told, "token_type": told, told: told},
                     status,
                     {"Location": "https://x/" + quote(told), "X-Echo": quote(told)},
                 )
@@ -1197,6 +1197,16 @@ async def test_a_server_that_echoes_everything_makes_nothing_public(
         for text in (told_by(error), caplog.text, repr(authenticator)):
             assert [secret for secret in secrets_of(authenticator) if secret in text] == []
     server.close()
+
+
+async def test_of_a_refusal_with_many_fields_a_few_are_kept() -> None:
+    fields = {f"field {number}": "x" for number in range(10_000)}
+    body = {**fields, "error": "invalid_grant", "error_description": "authentication failure"}
+    async with endpoint(answer(body, 400)) as served:
+        error = await failure(password(served.url))
+    assert error.error == "invalid_grant"
+    assert "authentication failure" in str(error)
+    assert len(error.args[1]) < 100
 
 
 async def test_what_a_server_says_fits_into_a_log() -> None:

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
+from itertools import islice
 from pathlib import PurePath
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -43,6 +44,8 @@ _MAY_BE_NUMBERS: Final = ("id", "signature", "issued_at")
 _LONGEST_URL: Final = 2000
 #: Seconds. Longer waits that a server asks for are cut to this.
 MAX_WAIT: Final = 3600.0
+#: Fields of a refusal that its error has. Two or three are usual.
+_MOST_FIELDS: Final = 20
 #: Characters of a date in a header.
 _LONGEST_DATE: Final = 64
 _TOKEN: Final = re.compile(r"[!-~]([ -~]*[!-~])?")
@@ -113,7 +116,9 @@ def refusal(
     :param retry_after: seconds that the endpoint asked to wait
     :param hint: advice of the flow
     """
-    shown = {name: _shown(value, secrets) for name, value in reply.items()}
+    told = {name: reply[name] for name in ("error", "error_description") if name in reply}
+    told |= islice(reply.items(), _MOST_FIELDS)
+    shown = {fit(name, secrets=secrets): _shown(value, secrets) for name, value in told.items()}
     error, description = (
         value if isinstance(value := shown.get(name), str) else ""
         for name in ("error", "error_description")
