@@ -64,6 +64,7 @@ class Options:
     """The options of a client that aiocometd's client does not have.
 
     :ivar api_version: the Salesforce API version
+    :ivar has_version: whether it was asked for; if not, it is that of the module
     :ivar session_factory: makes the HTTP session
     :ivar request_timeout: seconds for each phase of a request
     :ivar poll_timeout: seconds that the server is asked to hold a connect; None: its own choice
@@ -75,6 +76,7 @@ class Options:
     """
 
     api_version: str
+    has_version: bool = True
     session_factory: SessionFactory = aiohttp.ClientSession
     request_timeout: float = 15.0
     poll_timeout: float | None = None
@@ -158,13 +160,12 @@ class Policy:
 
     def _endpoint(self, instance_url: str) -> str:
         get_cometd_url: Callable[..., str] = self._client.get_cometd_url  # type: ignore[attr-defined]
-        # An override that was written for an earlier release takes no version.
-        arguments = [instance_url, self.options.api_version]
-        try:
-            inspect.signature(get_cometd_url).bind(*arguments)
-        except TypeError:
-            del arguments[1]
-        return get_cometd_url(*arguments)
+        version, has_version = self.options.api_version, self.options.has_version
+        takes_both = _takes(get_cometd_url, instance_url, version)
+        # As earlier releases called it, wherever that will do: a method of those takes no version.
+        if takes_both and (has_version or not _takes(get_cometd_url, instance_url)):
+            return get_cometd_url(instance_url, version)
+        return get_cometd_url(instance_url)
 
     def _check_org(self, *, is_opening: bool) -> None:
         """Note whose org the token is for, or refuse another one than the client was opened for.
@@ -352,6 +353,15 @@ class _Timed(Extension):
     async def outgoing(self, payload: Payload, headers: Headers) -> None:
         """Let the storage add to what is sent."""
         await self._policy.timed("read", self._storage.outgoing(payload, headers))
+
+
+def _takes(function: Callable[..., Any], *arguments: str) -> bool:
+    try:
+        inspect.signature(function).bind(*arguments)
+    except (TypeError, ValueError):
+        # A builtin, such as a text's format, may have no signature.
+        return False
+    return True
 
 
 def _host_of(url: str) -> str:

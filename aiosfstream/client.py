@@ -186,6 +186,7 @@ class Client(BaseClient):
         storage = _storage_for(replay, self.create_replay_storage)
         options = Options(
             api_version=_checked_version(API_VERSION if api_version is _NOT_GIVEN else api_version),
+            has_version=api_version is not _NOT_GIVEN,
             session_factory=session_factory,
             request_timeout=_positive("request_timeout", request_timeout),
             poll_timeout=_positive_or_none("poll_timeout", poll_timeout),

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import Mock
 
 import aiocometd
 import pytest
@@ -61,6 +62,42 @@ async def test_the_cometd_url_is_made_by_the_program(server: StreamingServer) ->
 
     await stream(server, Mine(PasswordAuthenticator(**server.credentials)))
     assert {r.path for r in server.requests if r.kind == "cometd"} == {"/cometd/42.0"}
+
+
+async def test_the_cometd_url_is_asked_for_as_before(
+    server: StreamingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"{server.url}/cometd/42.0"
+    asked = Mock(return_value=url)
+    monkeypatch.setattr(Client, "get_cometd_url", asked)
+    await stream(server, SalesforceStreamingClient(**server.credentials))
+    assert {one.args for one in asked.call_args_list} == {(server.instance_url,)}
+    assert {r.path for r in server.requests if r.kind == "cometd"} == {"/cometd/42.0"}
+
+
+@pytest.mark.parametrize("api_version", [{}, {"api_version": "60.0"}], ids=["none", "a version"])
+async def test_the_cometd_url_is_made_by_a_builtin(
+    server: StreamingServer, api_version: Any
+) -> None:
+    class Mine(SalesforceStreamingClient):
+        get_cometd_url = "{}/cometd/42.0".format
+
+    await stream(server, Mine(**server.credentials, **api_version))
+    assert {r.path for r in server.requests if r.kind == "cometd"} == {"/cometd/42.0"}
+
+
+async def test_a_version_is_passed_to_a_method_that_takes_it(server: StreamingServer) -> None:
+    class Mine(SalesforceStreamingClient):
+        @classmethod
+        def get_cometd_url(cls, instance_url: str, api_version: str) -> str:
+            return super().get_cometd_url(instance_url, api_version)
+
+    await stream(server, Mine(**server.credentials))
+    await stream(server, Mine(**server.credentials, api_version="60.0"))
+    assert {r.path for r in server.requests if r.kind == "cometd"} == {
+        "/cometd/66.0",
+        "/cometd/60.0",
+    }
 
 
 async def test_the_api_version_of_the_module_is_set(
