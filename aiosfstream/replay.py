@@ -903,7 +903,7 @@ def read_marker(channel: str, value: Any) -> ReplayMarker | None:
     :return: the marker; None for None
     :raises ReplayError: if it is anything else
     """
-    if value is None or isinstance(value, ReplayMarker):
+    if value is None or (isinstance(value, ReplayMarker) and _is_id(value.replay_id)):
         return value
     if isinstance(value, dict) and "replay_id" in value:
         date, replay_id = value.get("date"), value["replay_id"]
@@ -922,4 +922,4 @@ def read_marker(channel: str, value: Any) -> ReplayMarker | None:
 def _is_id(value: object) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
-    return isinstance(value, (int, str)) and not isinstance(value, bool)
+    return isinstance(value, (int, str)) and not isinstance(value, bool) and value != ""

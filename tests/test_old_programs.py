@@ -293,7 +293,17 @@ async def test_a_shelf(server: StreamingServer, tmp_path: Path) -> None:
             assert await next_id(client) == wanted
 
 
-@pytest.mark.parametrize("value", [b"5", [1, 2, 3], ("date",), {"date": "x"}, object(), 5j])
+NO_IDS = [None, b"5", "", True, [5], object()]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(b"5", [1, 2, 3], ("date",), {"date": "x"}, object(), 5j, "", True),
+        *(ReplayMarker("2026-01-01T00:00:00.000Z", replay_id) for replay_id in NO_IDS),  # type: ignore[arg-type]
+        *(("2026-01-01T00:00:00.000Z", replay_id) for replay_id in NO_IDS),
+    ],
+)
 async def test_what_is_no_marker_is_told(server: StreamingServer, value: Any) -> None:
     client = SalesforceStreamingClient(
         **server.credentials,
