@@ -64,7 +64,8 @@ async def test_each_channel_is_tried(server: StreamingServer) -> None:
     assert refused[0].startswith("/event/Nope__e: ")
     assert "403::Unknown channel" in refused[0]
     assert "777" in refused[1]
-    assert "--replay new or --fallback new" in refused[1]
+    assert "CHANNEL@new or CHANNEL@all" in refused[1]
+    assert "--" not in refused[1]
     assert server.sessions == []
 
 

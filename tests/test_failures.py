@@ -302,6 +302,16 @@ async def test_proxies(server: Server) -> None:
     assert_no_secret(failure, secret)
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_the_name_of_a_proxy_is_not_known(scheme: str) -> None:
+    failure = await fail(f"{scheme}://127.0.0.1:1/", proxy="http://proxy.invalid:3128")
+    assert failure.trouble is Trouble.NOT_SENT
+    assert "the proxy is not reached, its name is not known" in str(failure.error)
+    failure = await fail(f"{scheme}://Example.INVALID/")
+    assert failure.trouble is Trouble.NOT_SENT
+    assert "the name of the host is not known" in str(failure.error)
+
+
 @pytest.mark.parametrize(
     "url", ["nonsense", "ftp://x/", "http://", "http://[x]@", "http://[", "http://x:99999/", ""]
 )

@@ -77,7 +77,9 @@ async def _try(client: Client, output: Output, channel: str, start: Replay | Non
 
 
 def _one_line(error: Exception) -> str:
-    return in_words(" ".join(str(error).split()))
+    text = in_words(" ".join(str(error).split()))
+    # Where a channel starts is said with its name here.
+    return text.replace("--replay new or --fallback new", "CHANNEL@new or CHANNEL@all")
 
 
 async def _who(

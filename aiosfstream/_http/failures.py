@@ -167,6 +167,11 @@ BY_CLASS: Final = (
     ),
     (BaseException, Kind(Trouble.LOST, "the connection failed: {}", _AGAIN)),
 )
+_NO_SUCH_PROXY: Final = Kind(
+    Trouble.NOT_SENT,
+    "the proxy is not reached, its name is not known: {}",
+    "check the proxy's address",
+)
 _PROXY_REFUSES: Final = Kind(
     Trouble.REJECTED,
     "the proxy refuses the credentials it was given, or asks for some: {}",
@@ -212,6 +217,7 @@ _TOO_LARGE: Final = Kind(
 KINDS: Final = (
     *(kind for _, kind in BY_CLASS),
     *BY_STATUS.values(),
+    _NO_SUCH_PROXY,
     _PROXY_FAILS,
     _MOVED,
     _CLOSED,
@@ -234,7 +240,7 @@ def error_failure(
     :param secrets: what must not be shown
     :return: the failure
     """
-    kind = _kind_of(error)
+    kind = _NO_SUCH_PROXY if _is_of_a_proxy(error, url) else _kind_of(error)
     if kind.trouble is Trouble.LOST and not sent:
         is_late = isinstance(error, asyncio.TimeoutError)
         kind = _NO_CONNECTION if is_late else kind._replace(trouble=Trouble.NOT_SENT)
@@ -252,6 +258,16 @@ def too_large(url: str, limit: int, status: int) -> Failure:
     """Say what it means that an answer has more than *limit* bytes."""
     failure = _failure(url, _TOO_LARGE, str(limit), (), status=status)
     return replace(failure, digest=digest_of(_TOO_LARGE.what))
+
+
+def _is_of_a_proxy(error: Exception, url: str) -> bool:
+    """Say whether a name that is not known is that of a proxy: it is not the host of the request."""
+    if not isinstance(error, aiohttp.ClientConnectorDNSError):
+        return False
+    try:
+        return error.host != URL(url).raw_host
+    except ValueError:
+        return False
 
 
 def _kind_of(error: BaseException) -> Kind:
