@@ -299,6 +299,10 @@ class _Router:
     """
 
     def __init__(self, handlers: Mapping[str, Handler]) -> None:
+        if not isinstance(handlers, Mapping):
+            raise TypeError(
+                f"handlers should map channels to functions, and is {type(handlers).__name__!r}."
+            )
         if not handlers:
             raise ValueError(
                 f"handlers is {handlers!r}: give at least one channel and its handler."
@@ -309,6 +313,10 @@ class _Router:
             if not callable(handler):
                 raise TypeError(
                     f"The handler of {channel} should be a function, not {type(handler).__name__!r}."
+                )
+            if _has_yield(handler):
+                raise TypeError(
+                    f"The handler of {channel} has a yield, so calling it would do nothing: write it without."
                 )
             # Two filters of one topic have one name in their events.
             if self._handlers.setdefault(_name_of(channel), handler) is not handler:
@@ -330,9 +338,13 @@ class _Router:
         if _is_async(handler):
             outcome = handler(message)
         else:
-            outcome = await asyncio.to_thread(handler, message)
+            outcome = await asyncio.to_thread(_called, handler, message)
         if inspect.isawaitable(outcome):
             await outcome
+        elif inspect.isgenerator(outcome) or inspect.isasyncgen(outcome):
+            raise TypeError(
+                f"The handler of {channel} gives a generator, which does nothing by itself: give a coroutine."
+            )
 
     def _wider(self, channel: str) -> Handler | None:
         """Give the first handler of a wildcard or custom channel that may bring events of *channel*."""
@@ -539,11 +551,11 @@ class _Service:
             if processed:
                 await self._store_marker(message, in_flight)
                 return
-        except Exception as error:  # noqa: BLE001 - a handler may raise anything
-            self._end_with(error, message)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, SystemExit, KeyboardInterrupt, GeneratorExit):
             self._unfinished.append(in_flight)
             raise
+        except BaseException as error:  # noqa: BLE001 - a handler may raise anything, also a BaseExceptionGroup
+            self._end_with(error, message)
         self._unfinished.append(in_flight)
 
     @staticmethod
@@ -561,7 +573,7 @@ class _Service:
                 error,
             )
 
-    def _end_with(self, error: Exception, message: JsonObject) -> None:
+    def _end_with(self, error: BaseException, message: JsonObject) -> None:
         LOGGER.error("Stopping, since %s cannot be processed: %r", _describe(message), error)
         if self._error is None:
             self._error = error
@@ -680,6 +692,25 @@ def _name_of(channel: str) -> str:
 def _is_async(handler: Handler) -> bool:
     called = getattr(handler, "__call__", None)  # noqa: B004 - an object with an async __call__
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(called)
+
+
+def _has_yield(handler: Handler) -> bool:
+    called = getattr(handler, "__call__", None)  # noqa: B004 - an object with such a __call__
+    return any(
+        inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one)
+        for one in (handler, called)
+    )
+
+
+def _called(handler: Handler, message: JsonObject) -> object:
+    """Call a plain function, in a thread."""
+    try:
+        return handler(message)
+    except StopIteration as error:
+        # No future can hold one, so nobody would ever learn of it.
+        raise RuntimeError(
+            "The handler raised StopIteration: give its next() a default."
+        ) from error
 
 
 def _describe(message: JsonObject) -> str:

@@ -347,9 +347,92 @@ async def test_mistakes_in_the_arguments(server: StreamingServer) -> None:
     with pytest.raises(ValueError, match=f"{EVENT} has a handler already"):
         handlers.on(ORDER, EVENT)(repr)
     assert policy_of(client) is ReplayMarkerStoragePolicy.AUTOMATIC
+    with pytest.raises(TypeError, match="should map channels to functions, and is 'list'"):
+        await run(client, [print])  # type: ignore[arg-type]
+
+
+class Yielding:
+    """A handler with a yield in its method."""
+
+    def __call__(self, message: Any) -> Any:
+        yield message
+
+
+def yielding(message: Any) -> Any:
+    """Do nothing when it is called."""
+    yield message
+
+
+async def yielding_async(message: Any) -> Any:
+    """Do nothing when it is called."""
+    yield message
+
+
+@pytest.mark.parametrize(
+    "handler", [yielding, yielding_async, functools.partial(yielding), Yielding()]
+)
+async def test_a_handler_with_a_yield_is_refused(server: StreamingServer, handler: Any) -> None:
+    with pytest.raises(TypeError, match=f"handler of {EVENT} has a yield"):
+        await run(client_for(server), {EVENT: handler})
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("make", [yielding, yielding_async])
+async def test_a_handler_that_gives_a_generator_has_failed(
+    server: StreamingServer, make: Any
+) -> None:
+    """Its body has not run, so its event is not processed."""
+    markers: dict[str, ReplayMarker] = {}
+    server.publish(EVENT)
+
+    def handler(message: Any) -> Any:
+        return make(message)
+
+    ended = Running(keeping(server, markers), {EVENT: handler}, on_error=STOP)
+    assert "gives a generator" in str(await ended.failure(TypeError))
+    assert markers == {}
 
 
 # Failing handlers
+
+
+async def test_a_handler_in_a_thread_may_run_out_of_items(server: StreamingServer) -> None:
+    """A future takes no StopIteration: the service would wait for ever."""
+    markers: dict[str, ReplayMarker] = {}
+    server.publish(EVENT)
+
+    def handler(_message: Any) -> None:
+        next(iter(()))
+
+    ended = Running(keeping(server, markers), {EVENT: handler}, on_error=STOP)
+    error = await ended.failure(RuntimeError)
+    assert "StopIteration" in str(error)
+    assert isinstance(error.__cause__, StopIteration)
+    assert markers == {}
+
+
+class Unusual(BaseException):
+    """What ``except Exception`` does not catch, such as a BaseExceptionGroup."""
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+async def test_a_handler_raises_what_is_no_exception(
+    server: StreamingServer, caplog: pytest.LogCaptureFixture, in_thread: bool
+) -> None:
+    """It ends the service: with a worker that has gone no marker would ever be stored again."""
+    markers: dict[str, ReplayMarker] = {}
+    number = server.publish(EVENT)
+
+    def plain(_message: Any) -> None:
+        raise Unusual
+
+    async def coroutine(_message: Any) -> None:
+        raise Unusual
+
+    client = keeping(server, markers)
+    await Running(client, {EVENT: plain if in_thread else coroutine}).failure(Unusual)
+    assert markers == {}
+    assert any(f"event {number} on {EVENT}" in text for text in records(caplog, logging.ERROR))
 
 
 def failing(
