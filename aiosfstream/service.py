@@ -301,7 +301,7 @@ class _Router:
     def __init__(self, handlers: Mapping[str, Handler]) -> None:
         if not isinstance(handlers, Mapping):
             raise TypeError(
-                f"handlers should map channels to functions, and is {type(handlers).__name__!r}."
+                f"handlers is a {type(handlers).__name__!r}: give a mapping of channels to functions."
             )
         if not handlers:
             raise ValueError(
@@ -316,7 +316,7 @@ class _Router:
                 )
             if _has_yield(handler):
                 raise TypeError(
-                    f"The handler of {channel} has a yield, so calling it would do nothing: write it without."
+                    f"The handler of {channel} has a yield, so calling it would do nothing: use a function without one."
                 )
             # Two filters of one topic have one name in their events.
             if self._handlers.setdefault(_name_of(channel), handler) is not handler:

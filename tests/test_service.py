@@ -347,7 +347,7 @@ async def test_mistakes_in_the_arguments(server: StreamingServer) -> None:
     with pytest.raises(ValueError, match=f"{EVENT} has a handler already"):
         handlers.on(ORDER, EVENT)(repr)
     assert policy_of(client) is ReplayMarkerStoragePolicy.AUTOMATIC
-    with pytest.raises(TypeError, match="should map channels to functions, and is 'list'"):
+    with pytest.raises(TypeError, match="handlers is a 'list'"):
         await run(client, [print])  # type: ignore[arg-type]
 
 
