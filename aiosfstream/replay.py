@@ -903,7 +903,7 @@ def read_marker(channel: str, value: Any) -> ReplayMarker | None:
     :return: the marker; None for None
     :raises ReplayError: if it is anything else
     """
-    if value is None or (isinstance(value, ReplayMarker) and _is_id(value.replay_id)):
+    if value is None or (isinstance(value, ReplayMarker) and _is_json(value.replay_id)):
         return value
     if isinstance(value, dict) and "replay_id" in value:
         date, replay_id = value.get("date"), value["replay_id"]
@@ -919,7 +919,12 @@ def read_marker(channel: str, value: Any) -> ReplayMarker | None:
     return ReplayMarker("" if date is None else str(date), replay_id)
 
 
+def _is_json(value: object) -> bool:
+    """Say whether a replay id may have come from a server, which may use any JSON value but these."""
+    return isinstance(value, (int, float, str, list, dict)) and not isinstance(value, bool)
+
+
 def _is_id(value: object) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
-    return isinstance(value, (int, str)) and not isinstance(value, bool) and value != ""
+    return isinstance(value, (int, str)) and not isinstance(value, bool)
