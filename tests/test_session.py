@@ -598,3 +598,9 @@ def take_step(table: Table, action: Action, messages: list[Message]) -> None:
         session.resubscribe_done(subscription, result, table.now)
     else:
         session.connect_done(result, epoch, len(events), 0.5, table.now)
+
+
+def test_nothing_is_subscribed_again_while_all_is_well() -> None:
+    table = Table().open(A)
+    assert table.session.next_to_resubscribe(table.now) is None
+    assert table.is_in(State.CONNECTED)

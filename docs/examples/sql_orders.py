@@ -17,6 +17,7 @@ from sqlalchemy import (
     Table,
     insert,
     select,
+    text,
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -125,6 +126,10 @@ async def main() -> None:
 
     try:
         async with engine.begin() as connection:
+            if engine.dialect.name == "postgresql":
+                # Two programs may start at the same time.
+                lock = text("SELECT pg_advisory_xact_lock(1)")
+                await connection.execute(lock)
             await connection.run_sync(TABLES.create_all)
         client = Client(
             authenticator, replay=storage, replay_fallback=ReplayOption.ALL_EVENTS
