@@ -35,6 +35,7 @@ from .auth import AuthenticatorBase
 from .events import LOG_ONLY, ConnectionEvent
 from .exceptions import AuthenticationError, ClientError, ReplayError
 from .replay import (
+    DurableStorage,
     ReplayMarker,
     ReplayMarkerStorage,
     ReplayOption,
@@ -293,7 +294,8 @@ class Policy:
 
         :raises ReplayError: if that fails
         """
-        await self.timed("stored", flush(self._storage))
+        if isinstance(self._storage, DurableStorage):
+            await self.timed("stored", flush(self._storage))
 
     async def timed(self, what: str, call: Any) -> None:
         """Await a call of the storage for as long as it may take.

@@ -166,21 +166,3 @@ async def test_fetching_has_its_turn_as_soon_as_there_is_room() -> None:
     done = [room.done() async for _ in iterate(source)]
     # There is room once one is left.
     assert done == [False, False, False, True]
-
-
-async def test_a_consumer_that_never_waits_lets_others_run() -> None:
-    source = Source()
-    turns = []
-
-    async def count() -> None:
-        while True:
-            turns.append(len(source.stored))
-            await asyncio.sleep(0)
-
-    counting = asyncio.create_task(count())
-    for _ in range(5):
-        source.fill(*numbered(2))
-        async for _ in iterate(source):
-            pass
-    counting.cancel()
-    assert len(turns) >= 5

@@ -53,8 +53,8 @@ async def iterate(source: Source) -> AsyncIterator[JsonObject]:
         for message in _pending(source):
             took_some = True
             yield message
-        if took_some:
-            # A consumer that never waits would keep the next request from being sent.
+        if took_some and source.mailbox:
+            # receive() would not wait either, so the next request would not be sent.
             await asyncio.sleep(0)
         try:
             message = await source.receive()
