@@ -16,3 +16,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 # they start. The tests send Ctrl-C to theirs.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if hasattr(signal, "SIGHUP"):
+    # Under nohup it is ignored, and so it would be in every program that the tests start.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
