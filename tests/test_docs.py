@@ -19,6 +19,7 @@ import trustme
 
 import aiosfstream
 from aiosfstream.testing import OAuthError, StreamingServer
+from tests.proxy import Proxy
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -420,56 +421,6 @@ async def test_observe(server: StreamingServer) -> None:
     assert await run.line("closed") == "closed"
 
 
-class Proxy:
-    """A proxy that tunnels TLS, and counts what goes through it."""
-
-    def __init__(self) -> None:
-        self.tunnels: list[str] = []
-
-    async def __aenter__(self) -> "Proxy":
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        host, port = self._server.sockets[0].getsockname()[:2]
-        self.url = f"http://{host}:{port}"
-        return self
-
-    async def __aexit__(self, *exception: object) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.wait_closed()
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        upstream: asyncio.StreamWriter | None = None
-        try:
-            head = await reader.readuntil(b"\r\n\r\n")
-            method, target, _ = head.decode().split(" ", 2)
-            assert method == "CONNECT"
-            self.tunnels.append(target)
-            host, _, port = target.rpartition(":")
-            answers, upstream = await asyncio.open_connection(host, int(port))
-            writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            await asyncio.gather(pump(reader, upstream), pump(answers, writer))
-        except (OSError, asyncio.CancelledError):
-            pass
-        finally:
-            for stream in filter(None, (upstream, writer)):
-                stream.transport.abort()
-            self._tasks.discard(task)
-
-
-async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-    """Copy bytes until their source ends."""
-    while data := await source.read(65536):
-        sink.write(data)
-        await sink.drain()
-    sink.close()
-
-
 async def test_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     authority = trustme.CA()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -478,13 +429,13 @@ async def test_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     async with Proxy() as proxy, StreamingServer(ssl_context=context) as server:
         assert server.login_url.startswith("https://")
         set_credentials(monkeypatch, server)
-        monkeypatch.setenv("PROXY", proxy.url)
+        monkeypatch.setenv("PROXY", f"http://{proxy.address}")
         monkeypatch.setenv("CA_FILE", str(tmp_path / "ca.pem"))
         async with Run("network", server) as run:
             await run.subscribed()
             server.publish(CHANNEL, ink(0.2))
             assert "0.2" in await run.line()
-        assert set(proxy.tunnels) == {server.url.partition("://")[2]}
+        assert set(proxy.targets) == {server.url.partition("://")[2]}
         assert server.violations == []
 
 
