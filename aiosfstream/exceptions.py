@@ -53,7 +53,7 @@ __all__ = [
 #: "Streaming API Error Codes").
 _ADVICE: Final = (
     (r"limit|exceeded", "Wait until the limit allows it again, or use fewer clients and events."),
-    (r"\b503:|too busy", "Try again later."),
+    (r"\b(408|412|429|5\d\d):|too busy", "Try again later."),
     (r"\breplay\s?id\b", "Use another replay id, or ReplayOption.NEW_EVENTS."),
     (r"\b401:", "A new token is needed: check that the user may use the API."),
     (r"\b402:|unknown client|unknown session", "A new session is needed: try again."),

@@ -1,7 +1,7 @@
 """Run handlers for events, for months: ``await run(client, {channel: handler})``.
 
-This is a layer on top of :class:`~aiosfstream.Client` that uses its public interface only. It does what a
-service needs besides receiving: it waits out outages, stores the marker of an event when its handler has
+This is a layer on top of :class:`~aiosfstream.Client` that uses its public interface only; which refusals
+pass it looks up in the engine's table of them. It does what a service needs besides receiving: it waits out outages, stores the marker of an event when its handler has
 succeeded, decides what becomes of an event whose handler fails, and ends cleanly when it is asked to.
 """
 
@@ -22,6 +22,7 @@ from typing import Any, Final, NoReturn, TypeVar
 from aiocometd.typing import JsonObject
 
 from ._channels import shown
+from ._cometd.salesforce import may_pass
 from ._text import fit
 from .client import Client, ReplayMarkerStoragePolicy
 from .exceptions import (
@@ -60,10 +61,6 @@ LONGEST_DELAY: Final = 60.0
 #: Seconds after which a refused log-in has nothing to do with the one before. The client waits less than
 #: that between two attempts.
 REFUSALS_FORGOTTEN: Final = 1800.0
-#: Answers of an endpoint that time may change, besides those from 500 on.
-PASSING_STATUSES: Final = frozenset({408, 425, 429})
-#: What Salesforce says when it refuses for now only.
-PASSING_REASONS: Final = ("limit", "exceeded", "503:", "too busy")
 
 
 class ExitStatus(IntEnum):
@@ -283,13 +280,7 @@ def is_passing(error: AiosfstreamException) -> bool:
     """
     if isinstance(error, AuthenticationError):
         return error.retryable
-    if isinstance(error, TransportError):
-        status = error.status
-        return status is None or status >= 500 or status in PASSING_STATUSES
-    if isinstance(error, ServerError):
-        said = f"{error.error} {error.failure_reason}".lower()
-        return any(reason in said for reason in PASSING_REASONS)
-    return False
+    return isinstance(error, (ServerError, TransportError)) and may_pass(error)
 
 
 class _Router:

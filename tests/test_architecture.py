@@ -277,7 +277,7 @@ ARROWS: dict[str, set[str]] = {
         "replay",
         "exceptions",
     },
-    "service": {"_channels", "_text", "client", "replay", "exceptions"},
+    "service": {"_channels", "_cometd.salesforce", "_text", "client", "replay", "exceptions"},
     "__init__": {"auth", "client", "events", "exceptions", "replay", "service", "storages.sqlite"},
     "_metadata": {"__init__"},
     "testing.conformance": {"replay", "exceptions"},

@@ -653,6 +653,9 @@ async def test_the_start_waits_for_the_server(
         (Status(429), "/meta/handshake"),
         (Refuse("403::Organization concurrent user limit exceeded"), "/meta/handshake"),
         (Refuse("503::Server is too busy"), "/meta/subscribe"),
+        (Refuse("500::Internal server error"), "/meta/handshake"),
+        (Refuse("429::Too many requests"), "/meta/subscribe"),
+        (Status(403, '[{"errorCode":"REQUEST_LIMIT_EXCEEDED"}]'), "/meta/handshake"),
     ],
 )
 async def test_the_start_waits_out_what_passes(
@@ -811,6 +814,18 @@ async def test_the_pause_when_it_was_logged_in_before(
         (AuthenticationError("later", retryable=True), True),
         (ServerError("no", {"error": "404::Unknown channel"}), False),
         (ServerError("no", {"error": "403::limit exceeded"}), True),
+        (ServerError("no", {"error": "400::The maximum length is exceeded"}), False),
+        (ServerError("no", {"error": "500::Internal server error"}), True),
+        (ServerError("no", {"error": "429::Too many requests"}), True),
+        (ServerError("no", {"error": "403::Unknown client"}), True),
+        (ServerError("no", {"error": "401::Authentication invalid"}), False),
+        (ServerError("no", {"error": "400::The replayId {7} you provided was invalid."}), False),
+        (
+            ServerError(
+                "no", {"error": "403", "ext": {"sfdc": {"failureReason": "503::Too busy"}}}
+            ),
+            True,
+        ),
         (ServerError("no", None), False),
         (aiosfstream.ClientError("no long polling"), False),
         (ReplayError("unreadable"), False),
@@ -827,6 +842,14 @@ def test_which_statuses_pass(status: int, passing: bool) -> None:
     error = TransportError("no")
     error.status = status
     assert is_passing(error) is passing
+
+
+def test_a_limit_of_requests_passes() -> None:
+    error = TransportError("HTTP status 403, REQUEST_LIMIT_EXCEEDED: TotalRequests Limit exceeded.")
+    error.status = 403
+    assert is_passing(error)
+    error.args = ("HTTP status 403, API_DISABLED_FOR_ORG",)
+    assert not is_passing(error)
 
 
 class Troubled(FastClient):

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from aiocometd.typing import JsonObject
 
 from .._http.failures import Failure, Trouble
-from ..exceptions import ServerError
+from ..exceptions import ServerError, TransportError
 from .messages import reconnect_advice
 
 #: A replay id as JSON has it: opaque, usually an int, kept with its type. None: no id.
@@ -142,6 +142,10 @@ _GONE: Final = (404, 410, 421)
 _LIMIT: Final = re.compile("REQUEST_LIMIT_EXCEEDED")
 #: What the advice that comes with a refusal asks for.
 _ADVISED: Final = {"none": Verdict.STOP, "handshake": Verdict.RENEW}
+#: HTTP statuses below 500 that time may change.
+_PASSING_STATUSES: Final = (408, 425, 429)
+#: What a refusal means that time may change.
+_PASSING: Final = (Verdict.WAIT, Verdict.RENEW)
 #: The longest reason that is looked at.
 _MAX_REASON: Final = 4000
 
@@ -212,6 +216,19 @@ def ends_session(verdict: Verdict) -> bool:
     :param verdict: what the refusal means
     """
     return verdict in _ABOUT_THE_SESSION
+
+
+def may_pass(error: ServerError | TransportError) -> bool:
+    """Say whether the same request may succeed later, though nobody changes anything.
+
+    :param error: what a request has ended with
+    """
+    if isinstance(error, TransportError):
+        status = error.status
+        is_limited = status == 403 and _LIMIT.search(str(error)) is not None
+        return status is None or status >= 500 or status in _PASSING_STATUSES or is_limited
+    found = _refusal_of(error.response) if isinstance(error.response, dict) else None
+    return found is not None and found.channel in _PASSING
 
 
 def _refusal_of(reply: JsonObject) -> Refusal | None:
