@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import venv
 from pathlib import Path
@@ -58,8 +57,7 @@ def main() -> None:
 def unpack(place: Path) -> Path:
     """Unpack the source distribution, without the package: its tests must find the wheel's."""
     (sdist,) = (place / "dist").glob("*.tar.gz")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(place, filter="data")
+    shutil.unpack_archive(sdist, place)
     source = place / sdist.name.removesuffix(".tar.gz")
     shutil.rmtree(source / "aiosfstream")
     (source / "aiosfstream_pytest.py").unlink()
