@@ -28,6 +28,7 @@ from tests.table import (
     TOKEN,
     UNKNOWN,
     A,
+    B,
     Message,
     Table,
     event,
@@ -98,6 +99,99 @@ def test_another_trouble_is_a_first_failure() -> None:
     assert 0.0 < delay <= POLICY.busy_initial
     table.connect(elapsed=0.0, **TOKEN)
     assert table.session.next_step().delay == 0.0
+
+
+def test_an_attempt_that_was_not_answered_in_time_has_waited_long_enough() -> None:
+    table = Table(connection_timeout=None).open(A)
+    table.fail(failure(Trouble.LOST), elapsed=15.0)
+    for _ in range(8):
+        step = table.session.next_step(table.now)
+        assert step.action is Action.HANDSHAKE
+        table.now += step.delay + 15.0
+        table.session.handshake_done(failure(Trouble.LOST), table.now)
+        assert table.events[-1].kind is Kind.RETRYING
+        assert table.events[-1].delay == 0.0
+        if table.is_in(State.NO_TOKEN):
+            assert table.session.next_step(table.now).delay == 0.0
+            table.now += 15.0
+            slow = AuthenticationError("down", retryable=True)
+            table.recovery.authentication_failed(slow, table.now)
+    assert table.session.next_step(table.now).delay == 0.0
+
+
+def test_a_delay_counts_from_the_beginning_of_the_attempt() -> None:
+    left: list[float] = []
+    whole: list[float] = []
+    for elapsed, delays in ((0.5, left), (0.0, whole)):
+        table = Table(connection_timeout=None).open(A)
+        table.fail(failure(Trouble.NOT_SENT), elapsed=0.0)
+        for _ in range(6):
+            delay = table.session.next_step(table.now).delay
+            delays.append(delay)
+            table.now += delay + elapsed
+            table.session.connect_done(
+                failure(Trouble.NOT_SENT), table.session.epoch, 0, elapsed, table.now
+            )
+    # The pause before the attempt is no part of it.
+    assert left[1:] == pytest.approx([max(delay - 0.5, 0.0) for delay in whole[1:]])
+    assert max(left) > 0.5
+
+
+@pytest.mark.parametrize("trouble", [Trouble.LOST, Trouble.NOT_SENT])
+def test_the_time_that_a_connect_was_held_is_no_pause(trouble: Trouble) -> None:
+    # Thousands may be cut in one moment.
+    table = Table().open(A)
+    table.connect()
+    table.fail(failure(trouble), elapsed=110.0)
+    assert table.session.next_step(table.now).delay > 0.0
+
+
+def test_a_held_connect_is_no_attempt_while_a_channel_waits() -> None:
+    table = Table().open(A, B)
+    table.lose_session()
+    table.handshake()
+    table.resubscribe(**LIMIT)
+    table.resubscribe_all()
+    table.connect()
+    assert table.session.deferred
+    table.fail(failure(Trouble.LOST), elapsed=5.0)
+    assert table.session.next_step(table.now).delay > 0.0
+
+
+@pytest.mark.parametrize("trouble", [failure(Trouble.THROTTLED), failure(Trouble.LOST, 40.0)])
+def test_what_the_server_asks_to_wait_counts_from_its_answer(trouble: Failure) -> None:
+    delays = []
+    for elapsed in (0.0, 8.0):
+        table = Table(connection_timeout=None).open(A)
+        table.fail(failure(Trouble.LOST), elapsed=0.0)
+        table.now += table.session.next_step(table.now).delay + elapsed
+        table.session.handshake_done(trouble, table.now)
+        delays.append(table.session.next_step(table.now).delay)
+    assert delays[0] == delays[1] > 0.0
+
+
+def test_a_busy_server_has_its_pause_however_long_its_answer_took() -> None:
+    delays = []
+    for elapsed in (0.0, 8.0):
+        table = Table(connection_timeout=None).open(A)
+        table.fail(failure(Trouble.LOST), elapsed=0.0)
+        table.handshake()
+        table.resubscribe_all()
+        table.connect(elapsed=elapsed, **BUSY)
+        assert table.is_in(State.NO_SESSION)
+        delays.append(table.session.next_step(table.now).delay)
+    assert delays[0] == delays[1] > 0.0
+
+
+def test_a_farewell_is_answered_with_a_delay_however_long_the_attempt_took() -> None:
+    table = Table().open(A)
+    table.fail(failure(Trouble.LOST), elapsed=0.0)
+    table.handshake()
+    table.resubscribe_all()
+    # The server says it to many clients in one moment.
+    table.connect(GOODBYE, elapsed=5.0)
+    assert table.is_in(State.NO_SESSION)
+    assert table.session.next_step(table.now).delay > 0.0
 
 
 def test_what_a_loss_and_its_end_leave_behind() -> None:

@@ -25,6 +25,10 @@ from tests.test_storms import URL, Behaviour, JumpingLoop, failure, html, refusa
 SHORTEST, LONGEST = 0.5, 600.0
 #: Seconds until the stream is back: the goal at the 99th percentile.
 GOAL = 15.0
+#: The same where the org itself asks for patience, or a person must help.
+PATIENT_GOAL = 360.0
+#: Seconds that the server takes for each answer.
+LATENCY = 0.05
 HANDSHAKE = {"reconnect": "handshake"}
 NONE = {"reconnect": "none"}
 EVENT = {
@@ -49,7 +53,7 @@ class World:
         self, session: Any, url: str, body: bytes, headers: Any, **options: Any
     ) -> Answer | Failure:
         """Stand in for ``post()``."""
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(LATENCY)
         what, message = "token", {}
         if b"grant_type" not in body:
             [message] = json.loads(body)
@@ -200,10 +204,13 @@ SOON: dict[str, Behaviour] = {
         else {"error": "401::Authentication invalid", "advice": NONE}
     ),
     "the org moves, the login host is down": moving,
+    "requests are not answered": silent,
 }
+#: Seconds that come on top of the goal. What is under way when the server is well again is never
+#: answered, so it takes what is left of its 15 seconds; goodbye, handshake, subscription and connect follow.
+ON_TOP = {"requests are not answered": 4 * LATENCY}
 #: The org itself asks for patience, or a person must help.
 LATER: dict[str, Behaviour] = {
-    "requests are not answered": silent,
     "the server is busy": refusal("503::Server is too busy", NONE, on="/meta/connect"),
     "the server is busy for handshakes as well": lambda what, _: (
         {"error": "503::Server is too busy"}
@@ -221,8 +228,17 @@ LATER: dict[str, Behaviour] = {
 @pytest.mark.parametrize("trouble", SOON)
 def test_a_stream_is_back_soon(trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = times(monkeypatch, SOON[trouble], 30)
-    assert percentile(measured, 99) <= GOAL
-    assert percentile(measured, 50) <= GOAL / 2
+    goal = GOAL + ON_TOP.get(trouble, 0.0)
+    assert percentile(measured, 99) <= goal
+    assert percentile(measured, 50) <= goal * 0.6
+
+
+@pytest.mark.parametrize("trouble", LATER)
+def test_it_takes_minutes_where_somebody_asks_for_them(
+    trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = times(monkeypatch, LATER[trouble], 30)
+    assert GOAL < percentile(measured, 99) <= PATIENT_GOAL
 
 
 def main(names: list[str]) -> None:

@@ -68,15 +68,25 @@ class Recovery:
         self._policy = policy
         self._leave = leave
         self._delay = 0.0
+        # When the attempt began whose time counts as waiting; None: if it fails, it does not count.
+        self._waiting_since: float | None = None
         self._renewed_while_opening = False
         self._connected_at: float | None = None
         self._cookie_renewals = 0
         self._storage_attempts = 0
         self._times_told = 0
 
-    def next_step(self) -> Step:
-        """Give the next step and the delay before it, which is given once."""
+    def next_step(self, now: float) -> Step:
+        """Give the next step and the delay before it, which is given once.
+
+        :param now: the time, in seconds
+        """
         delay, self._delay = self._delay, 0.0
+        # What is tried while the connection is lost, and takes the whole request_timeout, has paused
+        # for long enough. The time of a connect that was held does not count: the connections of
+        # thousands of clients may be cut in one moment, and only the delay keeps them apart.
+        is_attempt = self.lost_since is not None and self.state is not State.CONNECTED
+        self._waiting_since = now + delay if is_attempt else None
         return Step(ACTIONS[self.state], delay)
 
     def connect_after(self, delay: float) -> None:
@@ -195,9 +205,9 @@ class Recovery:
             self.instance.is_gone = True
             self._relocate(error, now)
         elif verdict in (Verdict.RETRY, Verdict.WAIT):
-            self._try_again(verdict, error, kind, retry_after)
+            self._try_again(verdict, error, now, kind, retry_after)
         else:
-            self._renew(verdict, error, kind, retry_after)
+            self._renew(verdict, error, now, kind, retry_after)
 
     def _worth_another_try(self, verdict: Verdict) -> bool:
         """While it opens, a client makes up for one refused token and for one lost session only."""
@@ -209,11 +219,19 @@ class Recovery:
         return False
 
     def _try_again(
-        self, verdict: Verdict, error: Exception, kind: object, retry_after: float | None
+        self,
+        verdict: Verdict,
+        error: Exception,
+        now: float,
+        kind: object,
+        retry_after: float | None,
     ) -> None:
         if self.state is State.CONNECTED:
             self.enter(State.CONNECTING, error)
-        delay = self.delays.busy(kind) if verdict is Verdict.WAIT else self.delays.network(kind)
+        if verdict is Verdict.WAIT:
+            delay = self.delays.busy(kind)
+        else:
+            delay = self._left_of(self.delays.network(kind), now)
         self._retry_after(max(delay, self.interval, retry_after or 0.0), error)
 
     def _log_in_again(self, error: Exception, now: float, kind: object) -> None:
@@ -231,10 +249,15 @@ class Recovery:
         self.instance.look_for(now)
         self._give_up(notify=False)
         self.enter(State.NO_TOKEN, error)
-        self._retry_after(self.delays.first_at_once("relocation"), error)
+        self._retry_after(self._left_of(self.delays.first_at_once("relocation"), now), error)
 
     def _renew(
-        self, verdict: Verdict, error: Exception, kind: object, retry_after: float | None
+        self,
+        verdict: Verdict,
+        error: Exception,
+        now: float,
+        kind: object,
+        retry_after: float | None,
     ) -> None:
         # A server that has ended the session, or does not know it, need not be told that it is left.
         self._give_up(notify=verdict in (Verdict.RENEW_LOST, Verdict.RENEW_LATER))
@@ -245,19 +268,29 @@ class Recovery:
                 return
             self.clear_cookies = True
         self.enter(State.NO_SESSION, error)
-        self._retry_after(max(self._delay_of_renewal(verdict, kind), retry_after or 0.0), error)
+        delay = self._delay_of_renewal(verdict, kind, now)
+        self._retry_after(max(delay, retry_after or 0.0), error)
 
-    def _delay_of_renewal(self, verdict: Verdict, kind: object) -> float:
+    def _delay_of_renewal(self, verdict: Verdict, kind: object, now: float) -> float:
         if verdict is Verdict.RENEW_LATER:
             return self.delays.busy(kind)
-        if verdict is Verdict.RENEW_LOST:
-            return self.delays.network(kind)
         if verdict is Verdict.FAREWELL:
             # The server may end many sessions at once, whose clients should not all be back at once.
             first = self.delays.attempts == 0
             delay = self.delays.network(kind)
             return min(delay, self._policy.farewell) if first else delay
-        return self.delays.first_at_once(kind)
+        if verdict is Verdict.RENEW_LOST:
+            return self._left_of(self.delays.network(kind), now)
+        return self._left_of(self.delays.first_at_once(kind), now)
+
+    def _left_of(self, delay: float, now: float) -> float:
+        """Give what is left of a delay, which counts from the beginning of the attempt that has failed.
+
+        :param delay: seconds; not what the server, or the org, has asked for
+        :param now: the time, in seconds
+        """
+        elapsed = 0.0 if self._waiting_since is None else now - self._waiting_since
+        return max(delay - elapsed, 0.0)
 
     def _retry_after(self, delay: float, error: Exception) -> None:
         self._delay = delay
@@ -323,7 +356,10 @@ class Recovery:
                 self.instance.is_gone = False
                 self.enter(State.NO_SESSION, error)
             is_limited = error.retry_after is not None or _is_rate_limit(error)
-            delay = self.delays.busy("login") if is_limited else self.delays.network("login")
+            if is_limited:
+                delay = self.delays.busy("login")
+            else:
+                delay = self._left_of(self.delays.network("login"), now)
             self._retry_after(max(delay, error.retry_after or 0.0), error)
 
     def storage_failed(self, error: ReplayError, now: float) -> None:
@@ -337,7 +373,7 @@ class Recovery:
         if self._storage_attempts % MAX_STORAGE_ATTEMPTS == 0:
             self.park(error)
         else:
-            self._retry_after(self.delays.network("storage"), error)
+            self._retry_after(self._left_of(self.delays.network("storage"), now), error)
 
     # The end
 

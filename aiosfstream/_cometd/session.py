@@ -102,7 +102,7 @@ class Session:
 
         :param now: the time, in seconds
         """
-        action, delay = self.recovery.next_step()
+        action, delay = self.recovery.next_step(now)
         if self.state is State.RESUBSCRIBING and self._renewal.probed is not None:
             action = Action.CONNECT
         elif self.state is State.CONNECTED and self._renewal.due(now):
