@@ -44,6 +44,7 @@ def test_dates_as_texts(place: Any, date: str, *, later: bool) -> None:
         (True, False),
         ([], False),
         ("tomorrow", False),
+        ("tomorrowZ", False),
         ("2027-01-01", False),
         ("2027-01-01T00:00:00+01:00", False),
         ("\u0663", False),

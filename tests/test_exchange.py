@@ -429,6 +429,21 @@ async def test_a_backlog_that_there_is_no_room_for_is_not_waited_for() -> None:
         assert made.taken() == [8, 9]
 
 
+async def test_a_full_mailbox_does_not_end_a_backlog_that_nothing_waits_for() -> None:
+    async with bench() as made:
+        made.mailbox.limit = 3
+        subscription = made.session.channels.add(A, -2)
+        made.behaviour = lambda message: [*(dated(n, OLD) for n in (1, 2, 3)), dict(OK)]
+        await made.exchange.send(made.session.writer.subscribe(A), subscription)
+        assert made.taken() == [1, 2, 3]
+        for answer, taken in ([dated(9, EARLY)], []), ([dated(4, OLD)], [4]):
+            made.behaviour = lambda message, answer=answer: [*answer, dict(OK)]  # type: ignore[misc]
+            await made.exchange.send(publish(made))
+            assert made.taken() == taken
+        await until(lambda: len(made.mailbox))
+        assert made.taken() == [9]
+
+
 async def test_a_connect_that_is_held_has_no_backlog(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BACKLOG_PAUSE", 0.01)
     async with bench() as made:

@@ -26,6 +26,7 @@ class Source:
         self.received: list[Message] = []
         self.store: Store | None = self._store
         self.error: Exception | None = None
+        self.stores_in_groups = False
 
     def _store(self, message: Message) -> bool:
         if self.error is not None:
@@ -37,7 +38,7 @@ class Source:
 
     @property
     def groups(self) -> bool:
-        return False
+        return self.stores_in_groups
 
     @property
     def direct(self) -> Store | None:
@@ -166,3 +167,31 @@ async def test_fetching_has_its_turn_as_soon_as_there_is_room() -> None:
     done = [room.done() async for _ in iterate(source)]
     # There is room once one is left.
     assert done == [False, False, False, True]
+
+
+async def test_a_group_of_markers_is_not_divided_for_fetching() -> None:
+    source = Source(limit=2)
+    source.stores_in_groups = True
+    wanted = source.fill(*numbered(4))
+    mailbox = source.mailbox
+    assert mailbox is not None
+    room = asyncio.create_task(mailbox.room())
+    await until(lambda: mailbox._suspends is not None)
+    assert [room.done() async for _ in iterate(source)] == [False] * 4
+    assert source.stored == wanted
+    await room
+
+
+@pytest.mark.parametrize("more", [False, True])
+async def test_the_loop_has_a_turn_only_where_receiving_would_not_wait(*, more: bool) -> None:
+    source = Source()
+    source.fill(*numbered(2))
+    if more:
+        source.fill({"odd": True})
+    turns = list[str]()
+    messages = iterate(source)
+    for _ in range(2):
+        await anext(messages)
+    asyncio.get_running_loop().call_soon(turns.append, "a turn")
+    await anext(messages, None)
+    assert turns == ["a turn"] * more

@@ -76,6 +76,16 @@ async def test_room_is_not_there_any_more_when_the_waiter_looks() -> None:
     await soon(waiting)
 
 
+async def test_an_error_that_waits_takes_no_room() -> None:
+    mailbox = Mailbox(1)
+    mailbox.extend([message(1)])
+    waiting = asyncio.create_task(mailbox.room())
+    await until(lambda: mailbox._suspends is not None)
+    mailbox.fail(ValueError())
+    mailbox.take()
+    await soon(waiting)
+
+
 async def test_closing() -> None:
     mailbox = Mailbox(1)
     mailbox.extend([message(1), message(2)])
@@ -279,6 +289,23 @@ def test_a_loop_that_has_ended_takes_no_turn_along() -> None:
     assert coroutine is not None
     coroutine.close()
     assert not turn.taken
+
+
+def test_a_turn_that_was_passed_on_to_another_loop_belongs_to_that() -> None:
+    turn = Turn()
+    first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
+    first.run_until_complete(turn.take())
+    waiting = second.create_task(turn.take())
+    second.run_until_complete(asyncio.sleep(0))
+    turn.release()
+    second.run_until_complete(waiting)
+    first.close()
+    another = second.create_task(turn.take())
+    second.run_until_complete(asyncio.sleep(0))
+    assert not another.done()
+    turn.release()
+    second.run_until_complete(another)
+    second.close()
 
 
 def test_a_signal_wakes_nobody_whose_loop_has_ended() -> None:

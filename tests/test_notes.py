@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from typing import Any
 
@@ -97,6 +98,17 @@ async def test_a_way_that_was_direct_before_another_client_came_is_so_no_longer(
     assert not store(numbered(3))
 
 
+async def test_a_direct_way_ends_with_what_its_client_said() -> None:
+    storage, client = MappingStorage({}), Owner()
+    attach(storage, {}, subscribed={CHANNEL}, client=client)
+    await store_directly(storage, numbered(1))
+    store = direct_store_of(storage)
+    assert store is not None
+    attach(storage, {}, subscribed={TOPIC}, client=client)
+    assert not store(numbered(2))
+    assert stored_id(storage) == 1
+
+
 # A marker that replaces a newer one
 
 
@@ -126,6 +138,35 @@ async def test_a_message_that_fails_leaves_overwriting_to_the_next() -> None:
     async with storage(numbered(2)):
         pass
     assert storage.writes == [50, 2]
+
+
+async def test_a_message_whose_block_is_cancelled_leaves_overwriting_to_the_next() -> None:
+    storage = SlowStorage()
+    await store_marker(storage, numbered(50))
+    first = numbered(1)
+    overwrite_with(storage, first)
+    with pytest.raises(asyncio.CancelledError):
+        async with storage(first):
+            raise asyncio.CancelledError
+    async with storage(numbered(2)):
+        pass
+    assert storage.writes == [50, 2]
+
+
+async def test_the_failure_of_another_message_leaves_overwriting_where_it_is() -> None:
+    storage = SlowStorage()
+    await store_marker(storage, numbered(50))
+    first = numbered(1)
+    overwrite_with(storage, first)
+    with pytest.raises(ValueError, match="processing"):
+        async with storage(numbered(3)):
+            raise ValueError("processing")
+    async with storage(numbered(2)):
+        pass
+    assert storage.writes == [50]
+    async with storage(first):
+        pass
+    assert storage.writes == [50, 1]
 
 
 async def test_nothing_piles_up_where_nothing_is_stored() -> None:

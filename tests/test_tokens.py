@@ -94,9 +94,9 @@ def test_how_long_an_instance_may_be_silent_if_nobody_says() -> None:
     for timeout in (None, 0):
         table = Table(connection_timeout=timeout).open(A)
         table.fail(failure(Trouble.LOST))
-        table.session.handshake_done(failure(Trouble.LOST), table.now + POLICY.relocation - 0.1)
+        table.session.handshake_done(failure(Trouble.LOST), table.now + 9.9)
         assert table.session.state is State.NO_SESSION
-        table.session.handshake_done(failure(Trouble.LOST), table.now + POLICY.relocation)
+        table.session.handshake_done(failure(Trouble.LOST), table.now + 10.0)
         assert table.is_in(State.NO_TOKEN)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -28,7 +28,8 @@ from aiosfstream import (
 )
 from aiosfstream._cometd.client import transport_of
 from aiosfstream._cometd.states import State
-from aiosfstream._cometd.transport import LongPollingTransport
+from aiosfstream._cometd.transport import REFUSAL_GRACE, LongPollingTransport
+from aiosfstream._http.failures import Trouble
 from aiosfstream.testing import (
     CutAfter,
     Delay,
@@ -40,6 +41,7 @@ from aiosfstream.testing import (
     Status,
     StreamingServer,
 )
+from tests.bench import bench
 from tests.support import (
     EVENT,
     TOPIC,
@@ -51,6 +53,7 @@ from tests.support import (
     soon,
     until,
 )
+from tests.table import TOKEN, Table, failure
 from tests.test_recovery import BrokenStorage
 
 CONNECT = "/meta/connect"
@@ -112,6 +115,58 @@ async def test_the_states_of_a_client(server: StreamingServer) -> None:
     await soon(client.close())
     await soon(closing)
     assert client.state is TransportState.DISCONNECTED
+
+
+# When a loss is reported
+
+
+@asynccontextmanager
+async def transport_on_the_table() -> AsyncIterator[tuple[Table, LongPollingTransport]]:
+    """Make a transport whose session is fed by hand."""
+    async with bench() as made:
+        http_session = made.exchange.http_session
+        assert http_session is not None
+        yield (
+            made.table,
+            LongPollingTransport(
+                made.exchange.url, made.session, made.mailbox, http_session, made.settings
+            ),
+        )
+
+
+async def test_a_loss_is_reported_a_time_out_later_and_again_after_another() -> None:
+    async with transport_on_the_table() as (table, transport):
+        assert transport.loss_deadline(5.0) is None
+        table.fail(failure(Trouble.NOT_SENT))
+        assert table.recovery.lost_since == table.now
+        assert transport.loss_deadline(5.0) == table.now + 5.0
+        assert transport.loss_deadline(None) is transport.loss_deadline(0) is None
+        before = asyncio.get_running_loop().time()
+        error = transport.loss_error()
+        assert error.__cause__ is table.recovery.last_error
+        reported_again = transport.loss_deadline(5.0)
+        assert reported_again is not None
+        assert before <= reported_again - 5.0 <= asyncio.get_running_loop().time()
+        # A loss after that report is not reported sooner for it.
+        table.connect()
+        assert transport.loss_deadline(5.0) is None
+        table.now += before + 1000.0
+        table.fail(failure(Trouble.NOT_SENT))
+        assert transport.loss_deadline(5.0) == table.now + 5.0
+
+
+async def test_a_refusal_is_told_rather_than_a_loss() -> None:
+    async with transport_on_the_table() as (table, transport):
+        table.connect(**TOKEN)
+        lost = table.now
+        assert transport.loss_deadline(5.0) == lost + 7.5
+        # Another token is refused as well, so the attempt under way may be the last one.
+        table.recovery.authenticated(table.now)
+        table.handshake(**TOKEN)
+        assert transport.loss_deadline(5.0) == lost + 7.5 + REFUSAL_GRACE
+        table.recovery.authentication_failed(AuthenticationError("refused"), table.now)
+        # The application has been told, and the rest is up to a person.
+        assert transport.loss_deadline(5.0) is None
 
 
 class Failing(Extension):
