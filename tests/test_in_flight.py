@@ -31,6 +31,7 @@ from tests.markers import (
     platform,
     push_topic,
 )
+from tests.support import soon
 
 
 class Job:
@@ -461,6 +462,24 @@ async def test_overwriting_behind_a_fallback_in_any_order(order: tuple[int, ...]
     async with storage(platform(4, OLD)):
         pass
     assert storage.markers == {CHANNEL: ReplayMarker(MIDDLE, 3)}
+
+
+class Owner:
+    """Stands for a client."""
+
+
+async def test_storing_ends_in_the_time_of_the_client_that_was_opened_last() -> None:
+    storage, one, other = SlowStorage(), Owner(), Owner()
+    attach(storage, {}, client=one)
+    attach(storage, {}, client=other, timeout=0.01)
+    storage.gate.clear()
+    [first] = await jobs(storage, platform(1))
+    with pytest.raises(ReplayError, match="SlowStorage has not answered within 0.01 seconds"):
+        await soon(first.succeed())
+    storage.gate.set()
+    async with storage(platform(2)):
+        pass
+    assert storage.writes == [2]
 
 
 async def test_memory_is_for_what_is_in_flight() -> None:

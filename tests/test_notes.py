@@ -109,6 +109,16 @@ async def test_a_direct_way_ends_with_what_its_client_said() -> None:
     assert stored_id(storage) == 1
 
 
+async def test_a_channel_that_another_one_delivers_has_no_direct_way() -> None:
+    storage = MappingStorage({})
+    subscribed = {CHANNEL, "/event/*"}
+    attach(storage, {}, subscribed=subscribed)
+    await store_directly(storage, numbered(1))
+    attach(storage, {CHANNEL: "/event/*"}, subscribed=subscribed)
+    await store_directly(storage, numbered(2))
+    assert (stored_id(storage), stored_id(storage, "/event/*")) == (1, 2)
+
+
 # A marker that replaces a newer one
 
 

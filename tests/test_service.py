@@ -283,6 +283,17 @@ async def test_an_open_client_is_left_open(server: StreamingServer) -> None:
         assert client.subscriptions == {EVENT}
 
 
+async def test_a_slash_at_the_end_makes_no_other_channel(server: StreamingServer) -> None:
+    seen = Seen()
+    async with client_for(server) as client:
+        await client.subscribe(EVENT)
+        async with running(client, {EVENT + "/": seen, ORDER: seen}):
+            await server.wait_for(lambda server: ORDER in server.subscriptions)
+            number = server.publish(EVENT)
+            await until(lambda: seen.done == [number])
+    assert server.count("/meta/subscribe") == 2
+
+
 async def test_it_ends_when_somebody_closes_the_client(server: StreamingServer) -> None:
     client = client_for(server)
     async with running(client, {EVENT: Seen()}) as service:
@@ -306,6 +317,7 @@ async def test_it_ends_when_somebody_closes_the_client(server: StreamingServer) 
         ("/event/Mine__chn", EVENT, True),
         ("/event/Mine__chn", CHANGE, False),
         (ORDER, EVENT, False),
+        (EVENT.removesuffix("__e"), EVENT, False),
     ],
 )
 async def test_the_handler_of_a_channel(subscribed: str, channel: str, found: bool) -> None:
@@ -532,6 +544,27 @@ async def test_no_marker_passes_an_event_that_stops_the_service(server: Streamin
         await service.failure(ValueError)
     assert ids[1] in seen.done
     assert stored(markers) is None
+
+
+async def test_the_first_of_several_failures_is_told(server: StreamingServer) -> None:
+    first, second = server.publish(EVENT), server.publish(EVENT)
+    begun: list[Any] = []
+    gate = asyncio.Event()
+
+    async def handler(message: dict[str, Any]) -> None:
+        begun.append(replay_id(message))
+        if begun[-1] == second:
+            await gate.wait()
+        else:
+            await until(lambda: len(begun) == 2)
+            gate.set()
+        raise ValueError(f"no stock for {replay_id(message)}")
+
+    async with running(
+        keeping(server, {}), {EVENT: handler}, on_error=STOP, concurrency=2
+    ) as service:
+        error = await service.failure(ValueError)
+    assert str(error) == f"no stock for {first}"
 
 
 async def test_an_end_in_the_pause_before_another_attempt(server: StreamingServer) -> None:
@@ -919,6 +952,7 @@ async def test_the_pauses_grow_while_receiving_fails(
     ]
     longest = [0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.064]
     assert all(limit / 2 <= delay <= limit for delay, limit in zip(delays, longest, strict=True))
+    assert delays != longest, "all services would be back at once"
 
 
 async def test_a_channel_that_is_lost_for_now_is_subscribed_to_again(
@@ -990,7 +1024,9 @@ async def test_a_second_signal_cancels_what_runs(
     )
 
 
-async def test_the_time_to_finish_is_limited(server: StreamingServer) -> None:
+async def test_the_time_to_finish_is_limited(
+    server: StreamingServer, caplog: pytest.LogCaptureFixture
+) -> None:
     """One of two handlers ignores that it is cancelled; the marker does not pass the other."""
     markers: dict[str, ReplayMarker] = {}
     first, second = server.publish(EVENT), server.publish(EVENT)
@@ -1010,6 +1046,20 @@ async def test_the_time_to_finish_is_limited(server: StreamingServer) -> None:
         await until(lambda: begun == [first, second])
         await service.end()
     assert stored(markers) is None
+    assert any("Events that were not processed: 1;" in text for text in records(caplog, 30))
+
+
+async def test_a_handler_that_the_service_cancels_has_not_failed(server: StreamingServer) -> None:
+    markers: dict[str, ReplayMarker] = {}
+    seen, aside = Seen(), list[HandlerFailure]()
+    seen.hold(server.publish(EVENT))
+    async with running(
+        keeping(server, markers), {EVENT: seen}, on_error=aside.append, grace=0.01
+    ) as service:
+        await until(lambda: seen.begun)
+        await service.end()
+    assert aside == []
+    assert markers == {}
 
 
 async def test_a_stop_after_a_failure_lets_the_others_finish(server: StreamingServer) -> None:
