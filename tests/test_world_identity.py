@@ -184,6 +184,16 @@ async def test_another_org_in_mid_stream_is_told_and_nothing_is_skipped(
         assert await receive(client, 9) == orders
 
 
+async def test_a_short_and_a_long_id_are_those_of_one_org(server: StreamingServer) -> None:
+    async with client_for(server) as client:
+        await held(server)
+        server.replace_org("00D000000000001")
+        await until(lambda: server.count("token") == 2)
+        await soon(client.subscribe(EVENT))
+        wanted = publish(server, EVENT, 1)
+        assert await receive(client) == wanted
+
+
 async def test_markers_without_an_org_go_on(server: StreamingServer, tmp_path: Path) -> None:
     ids = publish(server, EVENT, 5)
     async with SQLiteStorage(tmp_path / "markers.db") as storage:
