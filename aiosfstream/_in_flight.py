@@ -9,6 +9,7 @@ from typing import Protocol
 from aiocometd.typing import JsonObject
 
 from ._channels import shown
+from ._holds import Hold
 
 __all__ = ["InFlight", "Place", "Rules"]
 
@@ -20,6 +21,9 @@ class Rules(Protocol):
 
     def key_of(self, message: JsonObject) -> str:
         """Give the key that the marker of *message* is stored under."""
+
+    def hold_of(self, key: str) -> Hold | None:
+        """Give what holds the marker of *key*, or None."""
 
     def furthest(self, earlier: JsonObject, later: JsonObject) -> JsonObject:
         """Give the message whose marker stays if those of both are stored, one after the other."""
@@ -35,6 +39,7 @@ class Place:
     """The place of a message among those of its channel that are being processed.
 
     :ivar message: the message
+    :ivar hold: what the message was consumed during, if its marker was held then
     :ivar held: the finished message, of those right after it, whose marker is to be stored once this
         one has finished too
     :ivar line: where the place is
@@ -43,6 +48,7 @@ class Place:
     def __init__(self, line: Line, message: JsonObject) -> None:
         self.line = line
         self.message = message
+        self.hold: Hold | None = None
         self.held: JsonObject | None = None
         self.before: Place | None = None
         self.next: Place | None = None
@@ -66,6 +72,11 @@ class Line:
     def empty(self) -> bool:
         """Whether nothing is in flight, nor left to be stored."""
         return self._last is self.front and self.front.held is None
+
+    @property
+    def first(self) -> Place | None:
+        """The place of the message that has been in flight for longest."""
+        return self.front.next
 
     def join(self, message: JsonObject) -> Place:
         """Give *message* the last place."""
@@ -116,7 +127,22 @@ class InFlight:
         key = rules.key_of(message)
         if key not in self.lines:
             self.lines[key] = Line(key)
-        return self.lines[key].join(message)
+        place = self.lines[key].join(message)
+        hold = rules.hold_of(key)
+        if hold is not None:
+            place.hold = None if hold.is_over else hold
+            hold.taken(message)
+        return place
+
+    def has_part_of(self, key: str, hold: Hold) -> bool:
+        """Say whether a message is in flight that came while the marker of its channel was held.
+
+        :param key: the key of the channel
+        :param hold: what has held the marker
+        """
+        line = self.lines.get(key)
+        # Those that came later are behind it.
+        return line is not None and line.first is not None and line.first.hold is hold
 
     async def finish(self, rules: Rules, place: Place, *, succeeded: bool) -> None:
         """Note the end of a block, and store the marker that this makes due.

@@ -10,6 +10,7 @@ from typing import Final
 from aiocometd.typing import JsonObject
 
 from ._channels import key_of
+from ._holds import Hold
 from ._in_flight import InFlight, channel_of
 
 __all__ = ["ANY", "Attachment", "Notes"]
@@ -33,10 +34,12 @@ class Attachment:
 
     :ivar aliases: delivered channel -> subscribed key, where they differ
     :ivar subscribed: the keys of which markers are stored
+    :ivar holds: by key, what keeps the stored marker from moving on
     :ivar client: the client, or None if it is not known
     :ivar timeout: seconds that storing a marker may take; None: no limit
-    :ivar ordinary: the keys whose markers may be stored by the direct way: all of *subscribed*, or
-        none while a marker is to be overwritten or another client uses the storage as well
+    :ivar ordinary: the keys whose markers may be stored by the direct way: all of *direct*, or none
+        while a marker is to be overwritten or another client uses the storage as well
+    :ivar direct: the keys that belong to one subscription each, so that nothing ever holds their markers
     """
 
     def __init__(
@@ -45,10 +48,14 @@ class Attachment:
         subscribed: Container[str] = EVERYTHING,
         client: weakref.ref[object] | None = None,
         timeout: float | None = None,
+        direct: Container[str] | None = None,
+        holds: dict[str, Hold] | None = None,
     ) -> None:
         self.aliases = aliases
         self.timeout = timeout
-        self.subscribed = self.ordinary = subscribed
+        self.subscribed = subscribed
+        self.ordinary = self.direct = subscribed if direct is None else direct
+        self.holds = {} if holds is None else holds
         self.client = client
 
     def is_of_another(self, client: object | None) -> bool:
@@ -88,7 +95,7 @@ class Notes:
     def _decide_what_is_ordinary(self, *replaced: Attachment) -> None:
         simple = not self.overwriting and len(self.attached) == 1
         for client in (*self.attached, *replaced):
-            client.ordinary = client.subscribed if simple and client in self.attached else ()
+            client.ordinary = client.direct if simple and client in self.attached else ()
 
     def key_of(self, message: JsonObject) -> str:
         """Give the key that the marker of a message is stored under.
@@ -112,6 +119,42 @@ class Notes:
         if key in self.attached[0].subscribed:
             return True
         return any(key in client.subscribed for client in self.attached)
+
+    # Markers that must not move on
+
+    @property
+    def has_holds(self) -> bool:
+        """Whether the marker of any key is held."""
+        return any(client.holds for client in self.attached)
+
+    def hold_of(self, key: str) -> Hold | None:
+        """Give what holds the marker of a key; None if nothing does.
+
+        :param key: the key of a channel
+        """
+        for client in reversed(self.attached):
+            if key in client.subscribed:
+                return client.holds.get(key)
+        return None
+
+    def is_over(self, key: str, hold: Hold) -> bool:
+        """Say whether a marker may move on: all that was to come first is consumed.
+
+        :param key: the key of a channel
+        :param hold: what holds its marker
+        """
+        return hold.is_over and not self.in_flight.has_part_of(key, hold)
+
+    def let_go(self, key: str, hold: Hold) -> None:
+        """Forget what has held a marker, unless it is to be held again.
+
+        :param key: the key of a channel
+        :param hold: what has held its marker
+        """
+        if hold.withheld is None and self.is_over(key, hold):
+            for client in self.attached:
+                if client.holds.get(key) is hold:
+                    del client.holds[key]
 
     # A marker that replaces the stored one even if that is newer
 

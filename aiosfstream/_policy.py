@@ -24,6 +24,7 @@ from ._cometd.mailbox import Mailbox, Turn
 from ._cometd.retry import RetryPolicy
 from ._cometd.session import Session
 from ._cometd.transport import LongPollingTransport
+from ._holds import Hold
 from ._http.cookies import CookieJar
 from ._http.post import MAX_ANSWER_SIZE
 from ._oauth.flight import log_in_again
@@ -46,6 +47,7 @@ from .replay import (
     flush,
     open_for,
     overwrite_with,
+    release_markers,
     store_marker,
     store_nothing,
 )
@@ -105,6 +107,8 @@ class Policy:
         # The id of the org that the client was opened for, if that is known.
         self._org: str | None = None
         self._warned_of_tls = False
+        # What keeps markers of the present session from moving on.
+        self._holds: dict[str, Hold] = {}
         # Tells a storage about the channels of the session, once there is one.
         self._attach: Callable[[ReplayMarkerStorage], None] | None = None
         #: Stores the marker of an ordinary message without waiting; None if nothing can.
@@ -232,12 +236,16 @@ class Policy:
             json_dumps=dumps,
             json_loads=loads,
         )
+        sharing = session.channels.sharing
+        self._holds = sharing.holds
         self._attach = partial(
             attach,
             aliases=session.channels.aliases,
-            subscribed=session.channels.keys,
+            subscribed=sharing.keys,
             client=self._client,
             timeout=options.storage_timeout,
+            direct=sharing.unshared,
+            holds=self._holds,
         )
         self._attach(self._storage)
         self.find_direct_store()
@@ -287,13 +295,30 @@ class Policy:
     async def _before_poll(self) -> None:
         # A commit that has begun goes on while the server answers.
         if not begin_flush(self._storage):
-            await self.before_waiting()
+            await self._flush()
 
     async def before_waiting(self) -> None:
-        """Store what waits to be stored.
+        """Store what waits to be stored, when the application has taken all that has come.
 
         :raises ReplayError: if that fails
         """
+        await self._release(nothing_left=True)
+        await self._flush()
+
+    async def before_closing(self) -> None:
+        """Store what waits to be stored, when the client is closed.
+
+        :raises ReplayError: if that fails
+        """
+        await self._release(nothing_left=False)
+        await self._flush()
+
+    async def _release(self, *, nothing_left: bool) -> None:
+        if self._holds:
+            releasing = release_markers(self._storage, self._holds, nothing_left=nothing_left)
+            await self.timed("stored", releasing)
+
+    async def _flush(self) -> None:
         if isinstance(self._storage, DurableStorage):
             await self.timed("stored", flush(self._storage))
 

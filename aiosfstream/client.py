@@ -567,7 +567,7 @@ def _has_ended(client: Client) -> bool:
 
 async def _store_the_last(client: Client, policy: Policy) -> None:
     try:
-        await policy.before_waiting()
+        await policy.before_closing()
     except ReplayError as error:
         LOGGER.error(
             "Closed the client of %s, but the last replay markers could not be stored, so their events come"

@@ -19,6 +19,7 @@ from aiocometd.typing import Headers, JsonObject, Payload
 
 from ._channels import key_of, shown
 from ._dates import LATEST, UNKNOWN, instant
+from ._holds import Hold
 from ._in_flight import Place, channel_of
 from ._internals import Slot
 from ._notes import ANY, EVERYTHING, Attachment, Notes
@@ -409,10 +410,93 @@ class _Rules:
         # If it was to replace a marker that cannot be resumed from, the next message does that.
         self._notes.hand_on(self.key_of(message), message, ANY)
 
-    async def store(self, message: JsonObject) -> None:
-        """Store the marker of *message*."""
-        await self._storage.extract_replay_id(message)
+    def hold_of(self, key: str) -> Hold | None:
+        """Give what holds the marker of *key*, or None."""
+        return self._notes.hold_of(key)
+
+    async def take(self, message: JsonObject) -> None:
+        """Store the marker of *message*, which is being handed over, as far as it may move on."""
         key = self._notes.key_of(message)
+        hold = self._notes.hold_of(key)
+        if hold is None:
+            await self._store(key, message)
+        else:
+            is_over = hold.would_be_over(message) and not self._notes.in_flight.has_part_of(
+                key, hold
+            )
+            await self._store_or_hold(key, hold, message, is_over=is_over)
+            hold.taken(message)
+            self._notes.let_go(key, hold)
+
+    async def store(self, message: JsonObject) -> None:
+        """Store the marker of *message*, which is processed, as far as it may move on."""
+        key = self._notes.key_of(message)
+        hold = self._notes.hold_of(key)
+        if hold is None:
+            await self._store(key, message)
+        else:
+            is_over = self._notes.is_over(key, hold)
+            await self._store_or_hold(key, hold, message, is_over=is_over)
+            self._notes.let_go(key, hold)
+
+    async def release(self, key: str, hold: Hold) -> None:
+        """Store the marker that was held back, if it may move on now."""
+        withheld = hold.withheld
+        if withheld is not None and self._notes.is_over(key, hold):
+            await self._store_held(key, hold, withheld)
+            if hold.withheld is withheld:
+                hold.withheld = None
+        self._notes.let_go(key, hold)
+
+    async def _store_or_hold(
+        self, key: str, hold: Hold, message: JsonObject, *, is_over: bool
+    ) -> None:
+        earlier = hold.withheld
+        furthest = message if earlier is None else self.furthest(earlier, message)
+        if is_over:
+            await self._store_held(key, hold, furthest)
+            hold.withheld = None
+        else:
+            await self._move_back(key, hold, message)
+            hold.withheld = furthest
+
+    async def _store_held(self, key: str, hold: Hold, message: JsonObject) -> None:
+        await self._store(key, message)
+        if hold.displaced is not None:
+            displaced = ReplayMarker(*hold.displaced)
+            if should_store(await self._read(key), displaced):
+                await self._write(key, displaced)
+            hold.displaced = None
+
+    async def _move_back(self, key: str, hold: Hold, message: JsonObject) -> None:
+        """Store the marker of *message* if it is older than the stored one: a later subscription starts there."""
+        marker = marker_of(self._storage, message)
+        # What the server has refused is no place to go on from in any case.
+        if marker is None or instant(marker.date) == UNKNOWN or key in self._notes.overwriting:
+            return
+        stored = await self._read(key)
+        if stored is not None and not should_store(stored, marker):
+            await self._write(key, marker)
+            hold.displaced = hold.displaced or stored
+
+    async def _read(self, key: str) -> ReplayMarker | None:
+        try:
+            return await self._storage.get_replay_marker(key)
+        except ReplayError:
+            raise
+        except Exception as error:
+            raise _failed("read", key, error) from error
+
+    async def _write(self, key: str, marker: ReplayMarker) -> None:
+        try:
+            await self._storage.set_replay_marker(key, marker)
+        except ReplayError:
+            raise
+        except Exception as error:
+            raise _failed("stored", key, error) from error
+
+    async def _store(self, key: str, message: JsonObject) -> None:
+        await self._storage.extract_replay_id(message)
         if self._notes.overwrites(key, message):
             # A storage with an extract_replay_id() of its own does not know that it should overwrite.
             marker = marker_of(self._storage, message)
@@ -431,8 +515,10 @@ def attach(
     subscribed: Container[str] = EVERYTHING,
     client: object | None = None,
     timeout: float | None = None,
+    direct: Container[str] | None = None,
+    holds: dict[str, Hold] | None = None,
 ) -> None:
-    """Tell a storage which channels a client has. Both are looked at whenever a message comes.
+    """Tell a storage which channels a client has. All is looked at whenever a message comes.
 
     :param storage: the storage
     :param aliases: delivered channel -> subscribed key, where they differ
@@ -440,9 +526,13 @@ def attach(
         since the client was opened, since messages may still wait after an ``unsubscribe``
     :param client: whose these are; a storage that several clients share needs it
     :param timeout: seconds that storing a marker at the end of a block may take; None: no limit
+    :param direct: those of *subscribed* that have one subscription; None: all
+    :param holds: by key, what keeps a marker that several subscriptions share from moving on. What is
+        over is removed
     """
     reference = None if client is None else weakref.ref(client)
-    _NOTES.of(storage).attach(Attachment(aliases, subscribed, reference, timeout))
+    said = Attachment(aliases, subscribed, reference, timeout, direct, holds)
+    _NOTES.of(storage).attach(said)
 
 
 def marker_of(storage: ReplayMarkerStorage, message: JsonObject) -> ReplayMarker | None:
@@ -506,9 +596,27 @@ def store_marker(storage: ReplayMarkerStorage, message: JsonObject) -> Awaitable
     :param message: an event
     :return: to be awaited; raises what the storage raises, and then nothing is lost by doing it again
     """
-    if not _NOTES.of(storage).overwriting:
+    notes = _NOTES.of(storage)
+    if not notes.overwriting and not notes.has_holds:
         return storage.extract_replay_id(message)
-    return _Rules(storage).store(message)
+    return _Rules(storage).take(message)
+
+
+async def release_markers(
+    storage: ReplayMarkerStorage, holds: Mapping[str, Hold], *, nothing_left: bool
+) -> None:
+    """Store the markers that were held back and may move on.
+
+    :param storage: the storage
+    :param holds: by key, what holds markers
+    :param nothing_left: whether the application has taken all that has come
+    :raises Exception: what the storage raises; they go on waiting
+    """
+    rules = _Rules(storage)
+    for key, hold in list(holds.items()):
+        if nothing_left:
+            hold.nothing_left()
+        await rules.release(key, hold)
 
 
 def overwrite_with(storage: ReplayMarkerStorage, message: JsonObject) -> None:

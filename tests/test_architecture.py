@@ -41,6 +41,8 @@ ARROWS: dict[str, set[str]] = {
     },
     "_internals": set(),
     "_channels": {"_text"},
+    # What the session fills and the storages look at.
+    "_holds": set(),
     "_cometd": set(),
     # What waits and runs, without a word of Bayeux.
     "_cometd.mailbox": set(),
@@ -53,12 +55,14 @@ ARROWS: dict[str, set[str]] = {
     "_cometd.pace": {"_cometd.messages"},
     "_cometd.writer": {"_cometd.messages"},
     "_cometd.salesforce": {"_cometd.messages", "_http.failures", "exceptions"},
+    "_cometd.sharing": {"_holds"},
     "_cometd.channels": {
         "_channels",
         "_cometd.backlog",
         "_cometd.once",
         "_cometd.messages",
         "_cometd.salesforce",
+        "_cometd.sharing",
         "_text",
     },
     "_cometd.states": {"_cometd.salesforce", "_text"},
@@ -209,12 +213,13 @@ ARROWS: dict[str, set[str]] = {
         "exceptions",
     },
     "_dates": set(),
-    "_in_flight": {"_channels"},
-    "_notes": {"_channels", "_in_flight"},
+    "_in_flight": {"_channels", "_holds"},
+    "_notes": {"_channels", "_holds", "_in_flight"},
     "_within": {"_tasks"},
     "replay": {
         "_channels",
         "_dates",
+        "_holds",
         "_in_flight",
         "_internals",
         "_notes",
@@ -223,6 +228,7 @@ ARROWS: dict[str, set[str]] = {
         "exceptions",
     },
     "_policy": {
+        "_holds",
         "_cometd.client",
         "_cometd.exchange",
         "_cometd.iteration",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from aiosfstream._cometd.channels import (
 )
 from aiosfstream._cometd.states import State
 from aiosfstream._http.failures import Trouble
-from tests.table import GOODBYE, UNKNOWN, A, B, Message, Table, event, failure, ids_of
+from tests.table import GOODBYE, LIMIT, UNKNOWN, A, B, Message, Table, event, failure, ids_of
 
 CUSTOM = "/event/Mine__chn"
 ALL_CHANGES = "/data/ChangeEvents"
@@ -57,7 +58,7 @@ def test_the_stamp_is_under_the_key() -> None:
         message: Message = {}
         channels.stamp(message, channels.add(channel, 3))
         assert message == {"ext": {"replay": {"/topic/T": 3}}}
-    assert channels.keys == {"/topic/T"}
+    assert channels.sharing.keys == {"/topic/T"}
 
 
 @pytest.mark.parametrize(("start", "point"), [(7, 7), ("x", "x"), (-2, -2), (0, 0), (-1, None)])
@@ -377,6 +378,98 @@ def test_two_filters_of_a_pushtopic_have_a_position_each() -> None:
     table.unsubscribe(second)
     assert table.session.channels.subscriptions == {}
     assert len(table.connect(event("/topic/T", 8))) == 1
+
+
+FILTERS = ("/topic/T?Status='a'", "/topic/T?Status='b'")
+
+
+def ask(table: Table, subscription: Subscription, **known: Any) -> Any:
+    """Ask for a subscription, and give the replay id that is sent."""
+    message = table.session.writer.subscribe(subscription.channel)
+    if known:
+        message["ext"] = {"replay": {"/topic/T": known["marker"]}}
+    table.channels.stamp(message, subscription, time.time())
+    return message.get("ext", {}).get("replay", {}).get("/topic/T")
+
+
+def two_filters(start: int) -> tuple[Table, list[Subscription]]:
+    """Open a session with two filters that have a backlog each."""
+    table = Table().open()
+    both = [table.channels.add(channel, start) for channel in FILTERS]
+    for subscription in both:
+        assert ask(table, subscription) == start
+        table.channels.accept(subscription)
+    return table, both
+
+
+def test_no_filter_is_moved_on_by_the_backlog_of_another() -> None:
+    table, both = two_filters(2)
+    assert len(table.connect(event("/topic/T", 4), event("/topic/T", 10))) == 2
+    assert [one.resume for one in both] == [2, 2]
+    table.lose_session()
+    assert table.renew() == [{"/topic/T": 2}, {"/topic/T": 2}]
+    # What has come before is known.
+    assert ids_of(table.connect(event("/topic/T", 3), event("/topic/T", 4))) == [3]
+
+
+def test_filters_whose_backlogs_are_complete_go_on_from_the_last_event() -> None:
+    table, both = two_filters(2)
+    table.connect(event("/topic/T", 4), event("/topic/T", 10))
+    table.channels.settle()
+    assert [one.resume for one in both] == [10, 10]
+    table.connect(event("/topic/T", 11))
+    assert [one.resume for one in both] == [11, 11]
+    table.channels.settle()
+    assert [one.resume for one in both] == [11, 11]
+
+
+def test_what_was_reached_in_a_session_that_is_lost_counts_no_more() -> None:
+    table, both = two_filters(2)
+    table.connect(event("/topic/T", 4))
+    table.lose_session()
+    table.channels.settle()
+    assert [one.resume for one in both] == [2, 2]
+
+
+def test_a_filter_that_is_subscribed_later_stays_where_it_was() -> None:
+    table, both = two_filters(2)
+    table.channels.settle()
+    table.lose_session()
+    table.handshake()
+    for answer in ({}, LIMIT):
+        subscription = table.next_subscription()
+        assert ask(table, subscription) == 2
+        request = table.session.writer.subscribe(subscription.channel)
+        reply = table.reply(request, **answer)
+        table.session.resubscribe_done(subscription, reply, table.now)
+    assert table.session.next_to_resubscribe(table.now) is None
+    table.connect(event("/topic/T", 5))
+    table.channels.settle()
+    table.connect(event("/topic/T", 6))
+    assert [one.resume for one in both] == [6, 2]
+    hold = table.channels.sharing.holds["/topic/T"]
+    hold.nothing_left()
+    assert not hold.is_over
+
+
+def test_a_filter_starts_where_another_has_started_whose_backlog_still_comes() -> None:
+    table = Table().open()
+    first, second, third = (table.channels.add(one, None) for one in (*FILTERS, "/topic/T"))
+    assert ask(table, first, marker=2) == 2
+    table.channels.accept(first)
+    # What the application has consumed meanwhile has moved the stored marker.
+    assert ask(table, second, marker=7) == 2
+    table.channels.accept(second)
+    table.channels.settle()
+    assert ask(table, third, marker=9) == 9
+
+
+def test_a_filter_starts_where_it_is_told_to() -> None:
+    table = Table().open()
+    assert ask(table, table.channels.add(FILTERS[0], None), marker=2) == 2
+    assert ask(table, table.channels.add(FILTERS[1], 5), marker=3) == 5
+    # Without a marker it is for the server to choose.
+    assert ask(table, table.channels.add("/topic/T", None)) is None
 
 
 @pytest.mark.parametrize("channel", [None, 5, [], {}, "/meta/x"])

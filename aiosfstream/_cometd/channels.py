@@ -8,7 +8,7 @@ dropped here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
@@ -21,6 +21,7 @@ from .backlog import Backlog
 from .messages import is_event
 from .once import Once
 from .salesforce import NEW_EVENTS, ReplayId, is_broad, may_deliver
+from .sharing import Sharing
 
 LOGGER = logging.getLogger(__name__)
 
@@ -42,9 +43,13 @@ class Subscription:
     :ivar resume: the last replay id in order of arrival, or the id that the subscription started
         from; None: no id is known yet
     :ivar seen: a digest of each of the last events, oldest first
+    :ivar current: whether the server has accepted it in the present session
     :ivar backlog: the stored events that the server sends first; None once they have all come
+    :ivar owed: whether such events may still come, also while it is not current
+    :ivar reached: the last replay id of a backlog that comes together with that of another
+        subscription of the channel: it becomes the resume point once both are complete
     :ivar overwrite: whether the marker of the next event replaces the stored one even if that is
-        newer, because the server has refused it, or it is that of another subscription of the channel
+        newer, because the server has refused it
     :ivar previous: the subscription of the same channel that this one replaces
     """
 
@@ -55,7 +60,10 @@ class Subscription:
     fell_back: bool = False
     resume: ReplayId = None
     seen: dict[int, None] = field(default_factory=dict)
+    current: bool = False
     backlog: Backlog | None = None
+    owed: bool = False
+    reached: ReplayId = None
     overwrite: bool = False
     previous: Subscription | None = None
 
@@ -107,12 +115,12 @@ class Channels:
         self.subscriptions: dict[str, Subscription] = {}
         #: Delivered channel -> subscribed key, where they differ.
         self.aliases: dict[str, str] = {}
-        #: The keys of all channels that have been subscribed.
-        self.keys: set[str] = set()
         self._active: dict[str, Subscription] = {}
         # Those that the server has refused to resume: a new subscription continues where they were.
         self._given_up: dict[str, Subscription] = {}
         self._by_key: dict[str, list[Subscription]] = {}
+        #: What is known of keys, as far as stored markers are concerned.
+        self.sharing = Sharing(self._by_key)
         # Those that may bring events of other channels than their own.
         self._broad: list[Subscription] = []
         # Delivered channel -> its subscriptions.
@@ -141,8 +149,8 @@ class Channels:
             subscription.stamp = subscription.start = lost.resume
             subscription.seen = lost.seen
         self._active[channel] = subscription
-        self.keys.add(subscription.key)
         self._index()
+        self.sharing.added(subscription.key)
         return subscription
 
     def accept(self, subscription: Subscription) -> None:
@@ -150,6 +158,15 @@ class Channels:
         self.subscriptions[subscription.channel] = subscription
         self._given_up.pop(subscription.channel, None)
         subscription.previous = None
+        self.resumed(subscription)
+
+    def resumed(self, subscription: Subscription) -> None:
+        """Note that the server has accepted *subscription* in the present session.
+
+        :param subscription: the channel
+        """
+        subscription.current = True
+        self.sharing.review()
 
     def restore(self, subscription: Subscription) -> None:
         """Take up again what *subscription*, which has failed, was to replace."""
@@ -162,6 +179,7 @@ class Channels:
             self._active[subscription.channel] = previous
             self._take_over(subscription, previous)
         self._index()
+        self.sharing.review()
 
     def _take_over(self, meanwhile: Subscription, previous: Subscription) -> None:
         """Continue *previous* with what *meanwhile* knows beyond where that started."""
@@ -184,6 +202,7 @@ class Channels:
         self._given_up.pop(channel, None)
         if self._active.pop(channel, None) is not None:
             self._index()
+            self.sharing.review()
 
     def give_up(self, subscription: Subscription) -> None:
         """Give up a channel that the server refuses. A new subscription continues where it was.
@@ -211,12 +230,16 @@ class Channels:
         ext = message.get("ext")
         replay = ext.get("replay") if isinstance(ext, dict) else None
         known = replay if isinstance(replay, dict) else {}
-        if subscription.stamp is None:
-            subscription.start = known.get(subscription.key)
-        else:
+        start = subscription.stamp
+        if start is None:
+            others = self._by_key.get(subscription.key, ())
+            start = _start_beside(others, known.get(subscription.key))
+            subscription.start = start
+        if start is not None and known.get(subscription.key) != start:
             if not isinstance(ext, dict):
                 ext = message["ext"] = {}
-            ext["replay"] = {**known, subscription.key: subscription.stamp}
+            ext["replay"] = {**known, subscription.key: start}
+        subscription.current = False
         self._note_start(subscription, time)
 
     def _note_start(self, subscription: Subscription, time: float | None) -> None:
@@ -226,13 +249,13 @@ class Channels:
         """
         start = subscription.sent_start
         subscription.backlog = None
+        subscription.owed = False
         if start is None or start == NEW_EVENTS:
             return
-        subscription.backlog = None if time is None else Backlog(time)
-        if subscription.resume is None and len(self._by_key.get(subscription.key, ())) > 1:
-            # Both have one marker: it goes back to where the later subscription starts.
-            subscription.overwrite = True
-            self._index()
+        if time is not None:
+            subscription.backlog = Backlog(time)
+            subscription.owed = True
+            self.sharing.begin(subscription.key)
         if subscription.resume is None:
             subscription.resume = start
         # The first events may come in the answer to a request that is under way already.
@@ -280,6 +303,9 @@ class Channels:
         """
         # They come again as well.
         self._early.clear()
+        for subscription in self._active.values():
+            subscription.current = False
+            subscription.backlog = subscription.reached = None
         # The oldest request last, as its points are the ones furthest back.
         for ticket in reversed(self._tickets):
             if ticket.epoch == epoch:
@@ -366,25 +392,25 @@ class Channels:
             return False
         digest = digest_of(channel, replay_id, data)
         is_duplicate = any(digest in owner.seen for owner in owners)
-        # An event of one subscription's backlog must not set back another whose backlog is complete.
-        movers = [owner for owner in owners if owner.backlog is not None] or owners
         for owner in owners:
             owner.seen[digest] = None
-        for owner in movers:
-            # A duplicate as well: after a resume point was set back, it is how that moves on again.
-            owner.resume = replay_id
+        # Of a duplicate as well: after a resume point was set back, it is how that moves on again.
+        _move_on(owners, replay_id)
         if is_duplicate:
             if LOGGER.isEnabledFor(logging.DEBUG):
                 what = shown(channel), fit(repr(replay_id), limit=100)
                 LOGGER.debug("Dropped a duplicate on %s: replay id %s", *what)
             return False
+        self.sharing.received(key_of(channel), message)
         self._overwrite_marker(message, owners)
         return True
 
     @property
     def has_backlog(self) -> bool:
         """Whether events of a backlog may still come before others."""
-        return any(one.backlog is not None for one in self._active.values())
+        return any(
+            one.backlog is not None or (one.owed and one.current) for one in self._active.values()
+        )
 
     @property
     def early(self) -> int:
@@ -395,6 +421,12 @@ class Channels:
         """Note that the backlogs are complete, and give the events that have waited for them."""
         for subscription in self._active.values():
             subscription.backlog = None
+            if subscription.current:
+                subscription.owed = False
+                if subscription.reached is not None:
+                    subscription.resume = subscription.reached
+            subscription.reached = None
+        self.sharing.review()
         early, self._early = self._early, []
         return [message for message in early if self._is_news(message)]
 
@@ -466,6 +498,31 @@ class Channels:
                 self._sole_owner[key] = first
         for channel in self.aliases.keys() & self._by_key.keys():
             del self.aliases[channel]
+
+
+def _start_beside(others: Iterable[Subscription], stored: ReplayId) -> ReplayId:
+    """Give the id that a subscription starts from: the stored one, or where another of its key has started.
+
+    While the backlog of another comes and is consumed, the stored marker moves on, and passes events
+    that only the new one brings.
+    """
+    for other in others if stored is not None else ():
+        if other.owed and other.stamp is None:
+            return other.start
+    return stored
+
+
+def _move_on(owners: tuple[Subscription, ...], replay_id: ReplayId) -> None:
+    """Move the resume points of subscriptions on, with an event that may belong to any of them."""
+    backlogs = [owner for owner in owners if owner.backlog is not None]
+    if len(backlogs) > 1:
+        # Which of the backlogs it is in nobody can say, and none may be left behind.
+        for owner in backlogs:
+            owner.reached = replay_id
+        return
+    # It must not set back a subscription whose backlog is complete, nor move one that has none yet.
+    for owner in backlogs or [owner for owner in owners if owner.current] or owners:
+        owner.resume = replay_id
 
 
 def _rewind(ticket: Ticket) -> None:

@@ -127,6 +127,7 @@ class Renewal:
         :param now: the time, in seconds
         """
         self.settle(subscription)
+        self._channels.resumed(subscription)
         lost_since = self._recovery.lost_since
         # Only now is it known what the storage had. A fallback has been reported already.
         from_now_on = subscription.sent_start in (None, NEW_EVENTS) and not subscription.fell_back
