@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from aiosfstream import (
     Client,
@@ -20,8 +21,9 @@ from aiosfstream import (
     ReplayOption,
     SQLiteStorage,
 )
-from aiosfstream.replay import DurableStorage
+from aiosfstream.storages.redis import RedisStorage
 from aiosfstream.testing import Deliver, Gate, Hold, HoldBody, StreamingServer
+from tests.redis_server import RedisServer
 from tests.support import TOPIC, client_for, held, receive, soon, until
 from tests.world import LONG_AGO, has_events, is_about, nothing_more, take
 
@@ -45,10 +47,6 @@ class Own(ReplayMarkerStorage):
         self.markers[subscription] = replay_marker
 
 
-class OwnDurable(Own, DurableStorage):
-    """The same, with the base for storages that last."""
-
-
 @pytest.fixture
 async def server() -> AsyncIterator[StreamingServer]:
     """A server."""
@@ -57,14 +55,27 @@ async def server() -> AsyncIterator[StreamingServer]:
         assert server.violations == []
 
 
-@pytest.fixture(params=["mapping", "own", "durable", "sqlite"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> ReplayMarkerStorage:
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis server."""
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(params=["mapping", "own", "sqlite", "redis"])
+async def storage(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> AsyncIterator[ReplayMarkerStorage]:
     """A storage."""
-    if request.param == "sqlite":
-        return SQLiteStorage(tmp_path / "markers.db")
-    return {"mapping": lambda: MappingStorage({}), "own": Own, "durable": OwnDurable}[
-        request.param
-    ]()
+    if request.param == "redis":
+        server: RedisServer = request.getfixturevalue("redis_server")
+        async with Redis.from_url(server.url) as redis:
+            await redis.flushall()
+            yield RedisStorage(redis, prefix="m:")
+    elif request.param == "sqlite":
+        yield SQLiteStorage(tmp_path / "markers.db")
+    else:
+        yield Own() if request.param == "own" else MappingStorage({})
 
 
 class Program:
