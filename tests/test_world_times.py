@@ -18,6 +18,7 @@ from aiosfstream import _policy as policy_module
 from aiosfstream._cometd import exchange
 from aiosfstream._http import post as http
 from aiosfstream._http.failures import Answer, Failure, Trouble
+from aiosfstream._oauth.state import REQUEST_TIMEOUT
 from aiosfstream.exceptions import TransportError
 from tests.test_storms import URL, Behaviour, JumpingLoop, failure, html, refusal
 
@@ -152,14 +153,22 @@ def once(on: str, **fields: Any) -> Behaviour:
     return lambda what, _: fields if what == on else None
 
 
-def silent(what: str, message: dict[str, Any]) -> Any:
-    """Give no answer within the time that a request may take."""
+def silent(*hosts: str) -> Behaviour:
+    """Give no answer within the time that a request may take.
 
-    async def wait() -> Failure:
-        await asyncio.sleep(15.0)
-        return Failure(Trouble.LOST, TransportError("timed out"))
+    :param hosts: which: "instance", "login"
+    """
 
-    return wait
+    def behave(what: str, message: dict[str, Any]) -> Any:
+        host, seconds = ("login", REQUEST_TIMEOUT) if what == "token" else ("instance", 15.0)
+
+        async def wait() -> Failure:
+            await asyncio.sleep(seconds)
+            return Failure(Trouble.LOST, TransportError("timed out"))
+
+        return wait if host in hosts else None
+
+    return behave
 
 
 def login(error: str, description: str) -> Behaviour:
@@ -204,11 +213,16 @@ SOON: dict[str, Behaviour] = {
         else {"error": "401::Authentication invalid", "advice": NONE}
     ),
     "the org moves, the login host is down": moving,
-    "requests are not answered": silent,
+    "requests are not answered": silent("instance"),
+    "those to the login host are not either": silent("instance", "login"),
 }
 #: Seconds that come on top of the goal. What is under way when the server is well again is never
 #: answered, so it takes what is left of its 15 seconds; goodbye, handshake, subscription and connect follow.
-ON_TOP = {"requests are not answered": 4 * LATENCY}
+#: The login host has the authenticator's own time, which is longer.
+ON_TOP = {
+    "requests are not answered": 4 * LATENCY,
+    "those to the login host are not either": REQUEST_TIMEOUT - 15.0 + 4 * LATENCY,
+}
 #: The org itself asks for patience, or a person must help.
 LATER: dict[str, Behaviour] = {
     "the server is busy": refusal("503::Server is too busy", NONE, on="/meta/connect"),
