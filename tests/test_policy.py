@@ -10,12 +10,14 @@ import pytest
 from aiosfstream import (
     AccessTokenAuthenticator,
     Client,
+    DurableStorage,
     ReplayError,
     ReplayMarker,
     ReplayMarkerStorage,
     ReplayMarkerStoragePolicy,
     ReplayOption,
 )
+from aiosfstream._cometd.mailbox import Mailbox
 from aiosfstream._http.cookies import CookieJar
 from aiosfstream._policy import Policy, plain_id
 from aiosfstream.client import policy_of
@@ -144,6 +146,63 @@ async def test_another_storage_takes_the_place_of_the_first() -> None:
     assert policy.storage is second
     await policy.store(MESSAGE)
     assert (first.calls > 0, second.calls > 0) == (False, True)
+
+
+async def test_another_storage_learns_the_channels_of_the_session() -> None:
+    storage = Slow()
+    client, policy = make(replay={})
+    async with policy.make_http_session() as http_session:
+        policy.make_transport(URL, Mailbox(0), http_session)
+    client.replay_storage = storage
+    # Nothing is subscribed.
+    await policy.store(MESSAGE)
+    assert storage.calls == 0
+
+
+class Flushing(DurableStorage):
+    """Counts how often it has to store what waits."""
+
+    buffers = True
+    begins = False
+    flushes = 0
+
+    async def get_replay_marker(self, subscription: str) -> ReplayMarker | None:
+        """There is none."""
+        return None
+
+    async def set_replay_marker(self, subscription: str, replay_marker: ReplayMarker) -> None:
+        """Nothing to do."""
+
+    def begin_flush(self) -> bool:
+        """Begin, or not."""
+        return self.begins
+
+    async def flush(self) -> None:
+        """Count."""
+        self.flushes += 1
+
+
+async def test_a_poll_waits_for_markers_only_where_storing_them_cannot_be_begun() -> None:
+    storage = Flushing()
+    _, policy = make(replay=storage)
+    await policy._before_poll()
+    assert storage.flushes == 1
+    storage.begins = True
+    await policy._before_poll()
+    assert storage.flushes == 1
+    await policy.before_waiting()
+    assert storage.flushes == 2
+
+
+def test_markers_are_stored_in_groups_only_while_they_are_stored_on_receipt() -> None:
+    client, policy = make(replay=Flushing())
+    assert policy.groups
+    client.replay_storage_policy = ReplayMarkerStoragePolicy.MANUAL
+    assert not policy.groups
+    client.replay_storage_policy = ReplayMarkerStoragePolicy.AUTOMATIC
+    assert policy.groups
+    client.replay_storage = Slow()
+    assert not policy.groups
 
 
 async def test_what_stores_a_marker_at_once() -> None:
