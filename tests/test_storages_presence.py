@@ -7,12 +7,15 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from aiosfstream import SQLiteStorage
 from aiosfstream.storages import _presence
 from aiosfstream.storages._presence import LIFETIME, Presence, describe
+from aiosfstream.storages.sqlite import groups_of
 
 
 def note(**changes: Any) -> str:
@@ -76,3 +79,28 @@ def test_a_note_is_renewed_while_it_is_there(monkeypatch: pytest.MonkeyPatch) ->
     presence.withdraw()
     assert (presence.is_left, presence.is_due) == (False, False)
     assert Presence().name != presence.name
+
+
+async def notes_in(storage: SQLiteStorage) -> list[str]:
+    """Read the notes in a storage's file."""
+    groups = groups_of(storage)
+    return await groups.in_thread(groups.file.consumers)
+
+
+async def test_a_storage_renews_its_note_when_it_is_asked_to_store_what_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with SQLiteStorage(tmp_path / "markers.db") as storage:
+        await storage.flush()
+        assert await notes_in(storage) == []
+        await storage.open_for(None)
+        first = await notes_in(storage)
+        assert len(first) == 1
+        await storage.flush()
+        assert storage.begin_flush()
+        assert await notes_in(storage) == first
+        monkeypatch.setattr(_presence, "RENEWAL", 0.0)
+        assert not storage.begin_flush(), "only a flush renews it"
+        await storage.flush()
+        [second] = await notes_in(storage)
+        assert json.loads(second)["seen"] > json.loads(first[0])["seen"]

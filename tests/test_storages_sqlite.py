@@ -137,6 +137,13 @@ async def test_an_event_without_an_id_is_passed_over(path: Path) -> None:
         assert await storage.get_replay_marker(CHANNEL) is None
 
 
+async def test_what_is_pending_does_not_come_back_after_it_was_deleted(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        await storage.extract_replay_id(event(1))
+        await storage.delete_replay_marker(CHANNEL)
+        assert await storage.markers() == {}
+
+
 async def test_what_cannot_be_written_as_utf_8(path: Path) -> None:
     async with SQLiteStorage(path) as storage:
         await storage.extract_replay_id(event("\ud800", "\ud800", "/event/\ud800"))
