@@ -27,8 +27,14 @@ from aiosfstream import (
     TransportTimeoutError,
 )
 from aiosfstream._cometd.client import transport_of
+from aiosfstream._cometd.requests import GOODBYE_TIMEOUT
 from aiosfstream._cometd.states import State
-from aiosfstream._cometd.transport import REFUSAL_GRACE, LongPollingTransport
+from aiosfstream._cometd.transport import (
+    END_TIMEOUT,
+    REFUSAL_GRACE,
+    REPLAY,
+    LongPollingTransport,
+)
 from aiosfstream._http.failures import Trouble
 from aiosfstream.testing import (
     CutAfter,
@@ -41,7 +47,7 @@ from aiosfstream.testing import (
     Status,
     StreamingServer,
 )
-from tests.bench import bench
+from tests.bench import Bench, bench
 from tests.support import (
     EVENT,
     TOPIC,
@@ -53,7 +59,7 @@ from tests.support import (
     soon,
     until,
 )
-from tests.table import TOKEN, Table, failure
+from tests.table import BUSY, TOKEN, A, B, Message, event, failure
 from tests.test_recovery import BrokenStorage
 
 CONNECT = "/meta/connect"
@@ -117,25 +123,194 @@ async def test_the_states_of_a_client(server: StreamingServer) -> None:
     assert client.state is TransportState.DISCONNECTED
 
 
-# When a loss is reported
+# A session on the table
 
 
 @asynccontextmanager
-async def transport_on_the_table() -> AsyncIterator[tuple[Table, LongPollingTransport]]:
+async def transport_on_the_table() -> AsyncIterator[tuple[Bench, LongPollingTransport]]:
     """Make a transport whose session is fed by hand."""
     async with bench() as made:
         http_session = made.exchange.http_session
         assert http_session is not None
         yield (
-            made.table,
+            made,
             LongPollingTransport(
                 made.exchange.url, made.session, made.mailbox, http_session, made.settings
             ),
         )
 
 
+async def test_while_a_channel_is_refused_for_now_not_all_is_well() -> None:
+    async with transport_on_the_table() as (made, transport):
+        table = made.table
+        table.subscribe(A)
+        table.subscribe(B)
+        assert transport.state.name == "CONNECTED"
+        table.lose_session()
+        table.handshake()
+        table.resubscribe(**BUSY)
+        table.resubscribe_all()
+        table.connect()
+        assert table.is_in(State.CONNECTED)
+        assert transport.state.name == "CONNECTING"
+        assert transport.subscriptions == {A, B}
+        assert str(transport.loss_error()).startswith(
+            f"Channels of the server {transport.endpoint} are refused since"
+        )
+        assert A in str(transport.loss_error())
+
+
+async def test_disconnecting_twice_waits_for_the_first_goodbye() -> None:
+    async with transport_on_the_table() as (made, transport):
+        gate = asyncio.Event()
+
+        async def answer_late(message: Message) -> list[Message]:
+            await gate.wait()
+            return [{"successful": True}]
+
+        made.behaviour = answer_late
+        waiting = asyncio.create_task(transport.wait_for_state(TransportState.DISCONNECTING))
+        first = asyncio.create_task(transport.disconnect())
+        await until(lambda: made.channels_received() == ["/meta/disconnect"])
+        await soon(waiting)
+        second = asyncio.create_task(transport.disconnect())
+        await asyncio.wait({second}, timeout=0.05)
+        assert not second.done()
+        gate.set()
+        await soon(asyncio.gather(first, second))
+        assert transport.state is TransportState.DISCONNECTED
+        assert len(made.received) == 1
+
+
+@pytest.mark.parametrize("closes", [False, True])
+async def test_an_event_that_waits_for_a_backlog_does_not_come_without_it(
+    monkeypatch: pytest.MonkeyPatch, *, closes: bool
+) -> None:
+    """With its marker stored, the next opening would begin after the backlog."""
+    monkeypatch.setattr("aiosfstream._cometd.exchange.BACKLOG_PAUSE", 0.02)
+    async with transport_on_the_table() as (made, transport):
+        live = event(A, 9, event={"replayId": 9, "createdDate": "2999-01-01T00:00:00.000Z"})
+        made.behaviour = lambda message: [live, {"successful": True}]
+        token = REPLAY.set(ReplayOption.ALL_EVENTS.value)
+        await soon(transport.subscribe(A))
+        REPLAY.reset(token)
+        assert len(made.mailbox) == 0
+        if closes:
+            transport.abort()
+            await asyncio.sleep(0.1)
+            assert len(made.mailbox) == 0
+        else:
+            await until(lambda: len(made.mailbox) == 1)
+
+
+async def test_disconnecting_may_be_cancelled_and_ends_it_nevertheless() -> None:
+    async with transport_on_the_table() as (made, transport):
+        made.behaviour = lambda message: asyncio.sleep(30, [])
+        closing = asyncio.create_task(transport.disconnect())
+        await until(lambda: made.received)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await soon(closing)
+        assert transport.state is TransportState.DISCONNECTED
+
+
+async def test_a_task_that_does_not_end_holds_up_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of the few seconds that closing a client may take.
+    assert END_TIMEOUT + GOODBYE_TIMEOUT <= 6.0
+    monkeypatch.setattr("aiosfstream._cometd.transport.END_TIMEOUT", 0.05)
+    async with transport_on_the_table() as (made, transport):
+        gate = asyncio.Event()
+
+        async def go_on() -> None:
+            while not gate.is_set():
+                with suppress(asyncio.CancelledError):
+                    await gate.wait()
+
+        stubborn = transport._requests.run(go_on(), "stubborn")
+        await asyncio.sleep(0)
+        await soon(transport.disconnect())
+        assert not stubborn.done()
+        assert made.channels_received() == ["/meta/disconnect"]
+        gate.set()
+        await soon(stubborn)
+
+
+async def test_one_of_its_own_tasks_may_close_it() -> None:
+    async with transport_on_the_table() as (made, transport):
+        closing = transport._requests.run(transport.disconnect(), "an extension")
+        await soon(closing)
+        assert transport.state is TransportState.DISCONNECTED
+        assert made.channels_received() == ["/meta/disconnect"]
+
+
+def test_it_is_alive_in_its_own_event_loop_only() -> None:
+    async def make() -> LongPollingTransport:
+        async with transport_on_the_table() as (_, transport):
+            return transport
+
+    async def lives(transport: LongPollingTransport) -> bool:
+        return transport.is_alive
+
+    own, other = asyncio.new_event_loop(), asyncio.new_event_loop()
+    transport = own.run_until_complete(make())
+    assert own.run_until_complete(lives(transport))
+    assert not other.run_until_complete(lives(transport))
+    own.close()
+    assert not other.run_until_complete(lives(transport))
+    other.close()
+
+
+async def test_a_goodbye_is_said_to_a_session_that_was_left() -> None:
+    async with transport_on_the_table() as (made, transport):
+        left = made.table.recovery.client_id
+        made.table.fail(failure(Trouble.LOST))
+        assert transport.client_id is None
+        await soon(transport.disconnect())
+        assert [message["clientId"] for message in made.received] == [left]
+
+
+async def test_a_goodbye_that_is_not_answered_leaves_no_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("aiosfstream._cometd.transport.GOODBYE_TIMEOUT", 0.05)
+    async with transport_on_the_table() as (made, transport):
+        made.behaviour = lambda message: asyncio.sleep(30, [])
+        closing = asyncio.create_task(transport.disconnect())
+        await until(lambda: made.received)
+        goodbyes = {task for task in asyncio.all_tasks() if "goodbye" in task.get_name()}
+        await soon(closing)
+        assert transport.state is TransportState.DISCONNECTED
+        await asyncio.wait(goodbyes, timeout=1.0)
+        assert [task.done() for task in goodbyes] == [True, True]
+
+
+async def test_what_is_under_way_ends_before_the_goodbye() -> None:
+    async with transport_on_the_table() as (made, transport):
+        begun, cancelled, gate = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def finish_first() -> None:
+            try:
+                begun.set()
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                cancelled.set()
+                await gate.wait()
+
+        under_way = transport._requests.run(finish_first(), "a log-in with a new refresh token")
+        await begun.wait()
+        closing = asyncio.create_task(transport.disconnect())
+        await soon(cancelled.wait())
+        await asyncio.wait({closing}, timeout=0.05)
+        assert made.received == []
+        gate.set()
+        await soon(closing)
+        assert under_way.done()
+        assert made.channels_received() == ["/meta/disconnect"]
+
+
 async def test_a_loss_is_reported_a_time_out_later_and_again_after_another() -> None:
-    async with transport_on_the_table() as (table, transport):
+    async with transport_on_the_table() as (made, transport):
+        table = made.table
         assert transport.loss_deadline(5.0) is None
         table.fail(failure(Trouble.NOT_SENT))
         assert table.recovery.lost_since == table.now
@@ -156,7 +331,8 @@ async def test_a_loss_is_reported_a_time_out_later_and_again_after_another() -> 
 
 
 async def test_a_refusal_is_told_rather_than_a_loss() -> None:
-    async with transport_on_the_table() as (table, transport):
+    async with transport_on_the_table() as (made, transport):
+        table = made.table
         table.connect(**TOKEN)
         lost = table.now
         assert transport.loss_deadline(5.0) == lost + 7.5
@@ -210,6 +386,22 @@ async def test_a_mistake_in_the_background_is_told_once_and_not_retried(
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
         assert client.closed
     assert len([record for record in caplog.records if record.exc_info]) == 1
+
+
+async def test_receiving_goes_on_after_somebody_has_cancelled_the_background_task(
+    server: StreamingServer,
+) -> None:
+    async with client_for(server) as client:
+        await client.subscribe(EVENT)
+        await held(server)
+        task = the_transport_of(client)._polling.task
+        assert task is not None
+        task.cancel()
+        with pytest.raises(TransportError, match="cancelled, but not by closing the client"):
+            await soon(client.receive())
+        receiving = asyncio.create_task(receive(client))
+        await until(lambda: client.state is TransportState.CONNECTED)
+        assert [server.publish(EVENT)] == await soon(receiving)
 
 
 async def test_a_mistake_beside_the_connect_reaches_the_caller(server: StreamingServer) -> None:
