@@ -11,6 +11,7 @@ import shelve
 import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,11 @@ from aiosfstream import (
     ServerError,
     TransportError,
 )
-from aiosfstream._cometd.client import mailbox_of
+from aiosfstream._cometd.client import ENGINES, mailbox_of, transport_of
 from aiosfstream._tasks import uninterrupted
 from aiosfstream.client import API_VERSION, COMETD_PATH, CometdClient
 from aiosfstream.testing import Garble, OAuthError, Refuse, RevokeTokens, Status, StreamingServer
+from tests.markers import SlowStorage
 from tests.support import (
     CHANGE,
     EVENT,
@@ -347,6 +349,96 @@ async def test_opening_makes_up_for_one_lost_session(server: StreamingServer) ->
     server.add_fault(unknown, on="/meta/connect", times=2)
     with pytest.raises(ServerError, match="Unknown client"):
         await client_for(server).open()
+
+
+async def test_an_end_is_told_once(server: StreamingServer) -> None:
+    async with client_for(server) as client:
+        await held(server)
+        refused = Refuse("400::Something else", advice={"reconnect": "none"})
+        server.add_fault(refused, on="/meta/connect", times=9)
+        server.expire_sessions()
+        with pytest.raises(ServerError, match="Something else"):
+            await soon(client.receive())
+        with pytest.raises(ClientInvalidOperation):
+            await soon(client.receive())
+
+
+async def test_an_end_that_was_not_told_is_not_that_of_the_next_session(
+    server: StreamingServer,
+) -> None:
+    client = client_for(server)
+    ENGINES.of(client).untold = TransportError("as if the call that was to tell it was cancelled")
+    async with client:
+        pass
+    with pytest.raises(ClientInvalidOperation):
+        await client.receive()
+
+
+async def test_a_store_that_hangs_does_not_hold_up_the_next_session(
+    server: StreamingServer,
+) -> None:
+    storage = SlowStorage()
+    storage.gate.clear()
+    client = client_for(server, replay=storage)
+    async with client:
+        await client.subscribe(EVENT)
+        server.publish(EVENT)
+        await until(lambda: client.pending_count == 1)
+        hanging = asyncio.create_task(client.receive())
+        await until(lambda: client.pending_count == 0)
+    client.replay_storage = MappingStorage({})
+    async with client:
+        await client.subscribe(EVENT)
+        number = server.publish(EVENT)
+        assert await receive(client) == [number]
+    storage.gate.set()
+    await soon(hanging)
+
+
+async def test_a_client_that_is_closed_holds_no_connection_of_a_shared_connector(
+    server: StreamingServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    connector = aiohttp.TCPConnector(limit=2)
+    factory = partial(aiohttp.ClientSession, connector=connector, connector_owner=False)
+    client = client_for(server, session_factory=factory)
+    for _ in range(3):
+        async with client:
+            await held(server)
+    assert "share a connector" not in caplog.text
+    await connector.close()
+
+
+async def test_closing_that_is_cancelled_still_waits_for_what_is_under_way(
+    server: StreamingServer,
+) -> None:
+    client = client_for(server)
+    await client.open()
+    transport = transport_of(client)
+    assert transport is not None
+    begun, cancelled, gate = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def finish_first() -> None:
+        try:
+            begun.set()
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.set()
+            while not gate.is_set():
+                with suppress(asyncio.CancelledError):
+                    await gate.wait()
+
+    under_way = transport._requests.run(finish_first(), "a log-in with a new refresh token")
+    await begun.wait()
+    closing = asyncio.create_task(client.close())
+    await soon(cancelled.wait())
+    closing.cancel()
+    await asyncio.wait({closing}, timeout=0.05)
+    assert not closing.done()
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await soon(closing)
+    assert under_way.done()
+    assert client.closed
 
 
 async def test_no_common_connection_type(server: StreamingServer) -> None:

@@ -28,7 +28,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol, cast
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import aiohttp
 from aiocometd.client import Client as CometdClient
@@ -137,8 +137,10 @@ class Engine:
 
 ENGINES: Final = Slot("engine", Engine)
 
-#: How many open clients share a connector.
-_SHARING: Final[WeakKeyDictionary[aiohttp.BaseConnector, int]] = WeakKeyDictionary()
+#: The HTTP sessions of clients that share a connector.
+_SHARING: Final[WeakKeyDictionary[aiohttp.BaseConnector, WeakSet[aiohttp.ClientSession]]] = (
+    WeakKeyDictionary()
+)
 
 
 class BaseClient(CometdClient):
@@ -333,7 +335,7 @@ async def _prepare(client: BaseClient, engine: Engine) -> None:
     engine.untold = None
     engine.turn = Turn()
     engine.http_session = engine.owner.make_http_session()
-    _count_sharing(engine.http_session, 1)
+    _note_sharing(engine.http_session)
     client.url = await engine.owner.log_in(None)
 
 
@@ -359,7 +361,6 @@ async def _release(client: BaseClient, engine: Engine) -> None:
         transport.abort()
     if http_session is None:
         return
-    _count_sharing(http_session, -1)
     error = await tasks.uninterrupted(_finish(transport, http_session))
     if error is not None and (transport is None or transport.is_alive):
         LOGGER.warning("Could not release everything, what is left needs no care: %r", error)
@@ -373,14 +374,17 @@ async def _finish(
     await asyncio.wait_for(http_session.close(), RELEASE_TIMEOUT)
 
 
-def _count_sharing(http_session: aiohttp.ClientSession, change: int) -> None:
+def _note_sharing(http_session: aiohttp.ClientSession) -> None:
     """Warn when the held connects of clients that share a connector use up its limit."""
     connector = http_session.connector
     if connector is None or http_session.connector_owner:
         return
-    _SHARING[connector] = count = max(_SHARING.get(connector, 0) + change, 0)
+    sharing = _SHARING.setdefault(connector, WeakSet())
+    sharing.add(http_session)
+    # Closed ones have no connector any more, so they could not be looked up and taken out.
+    count = sum(not one.closed for one in sharing)
     limits = [limit for limit in (connector.limit, connector.limit_per_host) if limit]
-    if change > 0 and limits and count >= min(limits):
+    if limits and count >= min(limits):
         LOGGER.warning(
             "%d open clients share a connector that allows %d connections: each of them holds one, so"
             " requests wait for one another; give each client its own connector, or raise the"
