@@ -7,6 +7,7 @@ import dbm.dumb
 import inspect
 import json
 import logging
+import re
 import shelve
 import threading
 from collections import OrderedDict
@@ -42,17 +43,28 @@ from aiosfstream import (
     ServerError,
     TransportError,
 )
+from aiosfstream import _tasks as tasks
 from aiosfstream._cometd.client import ENGINES, mailbox_of, transport_of
 from aiosfstream._tasks import uninterrupted
 from aiosfstream.client import API_VERSION, COMETD_PATH, CometdClient
-from aiosfstream.testing import Garble, OAuthError, Refuse, RevokeTokens, Status, StreamingServer
+from aiosfstream.testing import (
+    Garble,
+    Hang,
+    OAuthError,
+    Refuse,
+    RevokeTokens,
+    Status,
+    StreamingServer,
+)
 from tests.markers import SlowStorage
 from tests.support import (
     CHANGE,
     EVENT,
     GENERIC,
+    PATIENCE,
     TOPIC,
     FastAuthClient,
+    FastClient,
     client_for,
     held,
     receive,
@@ -408,6 +420,47 @@ async def test_a_client_that_is_closed_holds_no_connection_of_a_shared_connector
     await connector.close()
 
 
+async def test_a_small_connector_of_a_clients_own_is_not_shared(
+    server: StreamingServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    def factory(**options: Any) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1), **options)
+
+    async with client_for(server, session_factory=factory):
+        assert "share a connector" not in caplog.text
+
+
+async def test_an_opening_that_is_cancelled_and_closed_at_once_is_cancelled(
+    server: StreamingServer,
+) -> None:
+    server.add_fault(Hang(), on="/meta/handshake")
+    client = client_for(server)
+    opening = tasks.start(client.open(), "opening")
+    await server.wait_for(lambda server: server.count("/meta/handshake") == 1)
+    closing = asyncio.create_task(client.close())
+    await asyncio.sleep(0)
+    opening.cancel()
+    await asyncio.wait([opening, closing], timeout=PATIENCE)
+    assert opening.cancelled()
+    assert client.closed
+
+
+async def test_only_the_opening_that_was_closed_is_told_so(server: StreamingServer) -> None:
+    server.add_fault(Hang(), on="/meta/handshake", times=2)
+    client = client_for(server)
+    for count in (1, 2):
+        opening = asyncio.create_task(client.open())
+        await server.wait_for(lambda server: server.count("/meta/handshake") == count)  # noqa: B023
+        if count == 1:
+            await soon(client.close())
+            with pytest.raises(ClientInvalidOperation, match="closed while it was being opened"):
+                await soon(opening)
+        else:
+            opening.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await soon(opening)
+
+
 async def test_closing_that_is_cancelled_still_waits_for_what_is_under_way(
     server: StreamingServer,
 ) -> None:
@@ -441,23 +494,22 @@ async def test_closing_that_is_cancelled_still_waits_for_what_is_under_way(
     assert client.closed
 
 
-async def test_no_common_connection_type(server: StreamingServer) -> None:
+@pytest.mark.parametrize("offered", [["websocket"], "long-polling", None, 5])
+async def test_no_common_connection_type(server: StreamingServer, offered: Any) -> None:
     reply = [
         {
             "channel": "/meta/handshake",
             "successful": True,
             "clientId": "x",
-            "supportedConnectionTypes": ["websocket"],
+            "supportedConnectionTypes": offered,
         }
     ]
     server.add_fault(Garble(json.dumps(reply).encode()), on="/meta/handshake")
-    with pytest.raises(ClientError, match="websocket"):
+    with pytest.raises(ClientError, match=re.escape(f"are supported: {offered}")):
         await client_for(server).open()
 
 
 async def test_closing_is_bounded_whatever_the_server_does(server: StreamingServer) -> None:
-    from aiosfstream.testing import Hang
-
     async with client_for(server, request_timeout=30.0) as client:
         await client.subscribe(EVENT)
         server.add_fault(Hang(), on="/meta/disconnect")
@@ -990,6 +1042,30 @@ async def test_a_receive_of_ones_own_is_called_while_iterating(server: Streaming
             if len(received) == 2:
                 break
         assert (received, calls) == (wanted, 2)
+
+
+class Verifying(FastClient):
+    """Looks at each message in a way of its own."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.verified: list[Any] = []
+
+    def _verify_response(self, response: Any) -> None:
+        self.verified.append(response)
+        super()._verify_response(response)
+
+
+async def test_a_check_of_ones_own_is_called_while_iterating(server: StreamingServer) -> None:
+    async with Verifying(**server.credentials) as client:
+        await client.subscribe(EVENT)
+        server.publish_many([(EVENT, None)] * 3)
+        received: list[Any] = []
+        async for message in client:
+            received.append(message)
+            if len(received) == 3:
+                break
+        assert client.verified[-3:] == received
 
 
 async def test_an_event_that_calls_itself_unsuccessful(server: StreamingServer) -> None:
