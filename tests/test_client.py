@@ -72,6 +72,7 @@ from tests.support import (
     soon,
     until,
 )
+from tests.test_policy import Flushing
 
 
 @pytest.fixture
@@ -363,6 +364,20 @@ async def test_opening_makes_up_for_one_lost_session(server: StreamingServer) ->
         await client_for(server).open()
 
 
+async def test_what_waits_to_be_stored_is_stored_before_receiving_waits(
+    server: StreamingServer,
+) -> None:
+    storage = Flushing()
+    storage.begins = True
+    async with client_for(server, replay=storage) as client:
+        await held(server)
+        before = storage.flushes
+        receiving = asyncio.create_task(client.receive())
+        await until(lambda: storage.flushes > before)
+        receiving.cancel()
+        await asyncio.wait([receiving])
+
+
 async def test_an_end_is_told_once(server: StreamingServer) -> None:
     async with client_for(server) as client:
         await held(server)
@@ -486,8 +501,9 @@ async def test_closing_that_is_cancelled_still_waits_for_what_is_under_way(
     await soon(cancelled.wait())
     closing.cancel()
     await asyncio.wait({closing}, timeout=0.05)
-    assert not closing.done()
+    was_done = closing.done()
     gate.set()
+    assert not was_done
     with pytest.raises(asyncio.CancelledError):
         await soon(closing)
     assert under_way.done()

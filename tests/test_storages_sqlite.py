@@ -32,6 +32,7 @@ from aiosfstream.replay import (
     store_marker,
 )
 from aiosfstream.storages import _marker_file, sqlite
+from aiosfstream.storages._groups import Pending
 from aiosfstream.storages.sqlite import groups_of
 from aiosfstream.testing import StreamingServer
 from tests.markers import notes_of, store_directly
@@ -304,6 +305,104 @@ async def test_what_is_pending_does_not_hide_what_is_newer(path: Path) -> None:
         await other.set_replay_marker(CHANNEL, ReplayMarker(NEW, 9))
         await storage.extract_replay_id(event(1, OLD))
         assert await storage.get_replay_marker(CHANNEL) == ReplayMarker(NEW, 9)
+
+
+BAD = "/event/Bad__e", Pending(ReplayMarker(NEW, object()))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("meanwhile", [False, True])
+async def test_a_marker_is_read_though_its_group_fails(path: Path, *, meanwhile: bool) -> None:
+    storage = SQLiteStorage(path)
+    groups = groups_of(storage)
+    await storage.set_replay_marker(CHANNEL, ReplayMarker(NEW, 9))
+    groups.add(CHANNEL, Pending(ReplayMarker(OLD, 1), overwrites=True))
+    groups.add(*BAD)
+    storage.begin_flush()
+    assert groups.writing
+    if meanwhile:
+        groups.add(CHANNEL, Pending(ReplayMarker(MIDDLE, 2)))
+    expected = ReplayMarker(MIDDLE, 2) if meanwhile else ReplayMarker(OLD, 1)
+    assert await storage.get_replay_marker(CHANNEL) == expected
+    with pytest.raises(ReplayError, match="Bad__e"):
+        await storage.close()
+
+
+async def test_what_is_pending_is_read_rather_than_what_is_being_written(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        groups_of(storage).add(CHANNEL, Pending(ReplayMarker(OLD, 1), overwrites=True))
+        storage.begin_flush()
+        groups_of(storage).add(CHANNEL, Pending(ReplayMarker(MIDDLE, 2)))
+        assert await storage.get_replay_marker(CHANNEL) == ReplayMarker(MIDDLE, 2)
+
+
+async def test_a_marker_is_read_though_it_is_committed_meanwhile(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        reading = asyncio.ensure_future(storage.get_replay_marker(CHANNEL))
+        groups_of(storage).add(CHANNEL, Pending(ReplayMarker(NEW, 1)))
+        await asyncio.sleep(0)
+        deadline = time.monotonic() + 10
+        # The event loop hears of both only after this.
+        while committed(path) is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)  # noqa: ASYNC251 - it is to be held up
+        assert await reading == ReplayMarker(NEW, 1)
+
+
+async def test_what_overwrites_still_does_after_it_was_merged(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        await storage.set_replay_marker(CHANNEL, ReplayMarker(NEW, 9))
+        groups_of(storage).add(CHANNEL, Pending(ReplayMarker(OLD, 1), overwrites=True))
+        groups_of(storage).add(CHANNEL, Pending(ReplayMarker(MIDDLE, 2)))
+        await storage.flush()
+        assert committed(path) == "2"
+
+
+async def test_a_forked_process_commits_nothing_of_its_parent(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        groups_of(storage).add(CHANNEL, Pending(ReplayMarker(OLD, 1), overwrites=True))
+        groups_of(storage).leave_to_parent()
+        await storage.flush()
+        assert committed(path) is None
+
+
+async def test_a_forked_process_leaves_the_connection_and_the_lock_to_its_parent(
+    path: Path,
+) -> None:
+    storage = SQLiteStorage(path)
+    await storage.extract_replay_id(event(1))
+    await storage.flush()
+    file = groups_of(storage).file
+    database = file._database
+    assert database is not None
+    with file.lock:
+        # As if another thread was using it just then.
+        file.leave_to_parent()
+        assert not file.lock.locked()
+        assert database.execute("SELECT 1").fetchone() == (1,)
+    _marker_file._LEFT.remove(database)
+    database.close()
+    await storage.close()
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_note_that_cannot_be_renewed_is_no_error(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with SQLiteStorage(path) as storage:
+        await storage.open_for(None)
+        monkeypatch.setattr("aiosfstream.storages._presence.RENEWAL", 0.0)
+        with locked(path):
+            await storage.flush()
+        assert "locked" in caplog.text
+
+
+async def test_an_event_without_a_date_is_told_of_on_the_direct_way_too(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with SQLiteStorage(path) as storage:
+        await store_directly(storage, event(1, ""))
+        assert await storage.get_replay_marker(CHANNEL) == ReplayMarker("", 1)
+    assert "has no date" in caplog.text
 
 
 @pytest.mark.parametrize("direct", [False, True])
@@ -1182,6 +1281,7 @@ async def test_only_a_commit_that_overwrites_rows_in_their_place_does_not_wait_f
         assert await synchronous(event(10, OLD)) == full, "a longer id"
         assert await synchronous(event(11, MIDDLE)) == off
         assert await synchronous(event(12, NEW)) == full, "an instant without a fraction"
+        assert await synchronous(event(12, NEW.replace("Z", "0Z"))) == full, "a longer date"
         assert await synchronous(event(13), event(1, channel="/event/Other__e")) == full
         assert await synchronous(event(14), event(2, channel="/event/Other__e")) == off
         await storage.open_for(ONE)

@@ -228,10 +228,12 @@ async def test_a_task_that_does_not_end_holds_up_no_end(monkeypatch: pytest.Monk
 
         stubborn = transport._requests.run(go_on(), "stubborn")
         await asyncio.sleep(0)
-        await soon(transport.disconnect())
-        assert not stubborn.done()
-        assert made.channels_received() == ["/meta/disconnect"]
-        gate.set()
+        try:
+            await soon(transport.disconnect())
+            assert not stubborn.done()
+            assert made.channels_received() == ["/meta/disconnect"]
+        finally:
+            gate.set()
         await soon(stubborn)
 
 
