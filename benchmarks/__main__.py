@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import (
+    blocks,
     chart,
     crowd,
     growth,
@@ -30,6 +31,7 @@ MEASUREMENTS: Final[dict[str, Callable[[Settings], Section]]] = {
     "latency": latency.run,
     "crowd": crowd.run,
     "markers": markers.run,
+    "blocks": blocks.run,
     "imports": imports.run,
 }
 #: The load from which on figures are worth little: clients and server need a core each.

@@ -21,6 +21,7 @@ class Settings:
     :ivar crowd_hold: seconds after which the server answers a connect without events
     :ivar crowd_repeat: how often that is done
     :ivar markers: markers that are written to each storage
+    :ivar blocks: events in one answer, of which the longest turn of the event loop is measured
     :ivar imports: how often each import is timed
     """
 
@@ -35,6 +36,7 @@ class Settings:
     crowd_hold: float = 5.0
     crowd_repeat: int = 5
     markers: int = 20_000
+    blocks: tuple[int, ...] = (10_000, 150_000)
     imports: int = 15
 
 
@@ -49,5 +51,6 @@ QUICK: Final = Settings(
     crowd_hold=0.5,
     crowd_repeat=1,
     markers=1_000,
+    blocks=(2_000,),
     imports=3,
 )

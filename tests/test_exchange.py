@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -374,6 +375,116 @@ async def test_a_reply_does_not_wait_for_a_connect() -> None:
         assert made.channels_received() == ["/meta/connect", "/service/x"]
         held.answer.set_result([dict(OK)])
         await soon(held.task)
+
+
+# Large answers
+
+
+class Parts:
+    """An answer that takes three turns of the event loop, and what happens between them.
+
+    :param made: the bench
+    """
+
+    def __init__(self, made: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "PART", 2)
+        made.table.subscribe(A)
+        self.made = made
+        self.pending: list[int] = []
+        self.between: Callable[[], object] = lambda: None
+        made.behaviour = lambda message: [*[event(A, number) for number in range(1, 6)], dict(OK)]
+        extend = made.mailbox.extend
+
+        def delivered(messages: Iterable[Message]) -> None:
+            extend(messages)
+            asyncio.get_running_loop().call_soon(self._look)
+
+        monkeypatch.setattr(made.mailbox, "extend", delivered)
+
+    def _look(self) -> None:
+        self.pending.append(len(self.made.mailbox))
+        self.between()
+
+
+async def test_others_have_their_turn_while_a_large_answer_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with bench() as made:
+        parts = Parts(made, monkeypatch)
+        reply, events = await made.exchange.send(publish(made))
+        assert isinstance(reply, dict)
+        assert (reply["successful"], events) == (True, 5)
+        await until(lambda: len(parts.pending) == 3)
+        assert parts.pending == [2, 4, 5]
+        assert made.taken() == [1, 2, 3, 4, 5]
+        assert made.session.channels._tickets == []
+
+
+async def test_what_is_left_of_an_answer_comes_again_if_its_request_is_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with bench() as made:
+        parts = Parts(made, monkeypatch)
+        made.table.connect(event(A, 0))
+        task = asyncio.create_task(made.exchange.send(publish(made)))
+        parts.between = task.cancel
+        with pytest.raises(asyncio.CancelledError):
+            await soon(task)
+        assert made.taken() == [1, 2]
+        assert made.session.channels._tickets == []
+        assert made.session.channels.subscriptions[A].resume == 0
+        # What comes again, and was delivered, is a duplicate.
+        parts.between = lambda: None
+        await made.exchange.send(publish(made))
+        assert made.taken() == [3, 4, 5]
+
+
+async def test_what_is_left_of_an_answer_comes_again_if_its_session_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with bench() as made:
+        parts = Parts(made, monkeypatch)
+        made.table.connect(event(A, 0))
+
+        def lose() -> None:
+            parts.between = lambda: None
+            made.table.session.disturbed(TransportError("lost"), 0.0)
+            made.table.handshake()
+
+        parts.between = lose
+        _, events = await made.exchange.send(publish(made))
+        assert events == 2
+        assert made.taken() == [1, 2]
+        assert made.session.channels._tickets == []
+        assert made.session.channels.subscriptions[A].resume == 0
+
+
+async def test_events_of_other_answers_wait_for_the_parts_of_a_connect(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "PART", 1)
+    async with bench() as made:
+        made.table.subscribe(A)
+        held = Held(made)
+        await soon(held.started.wait())
+        beside: list[asyncio.Task[Any]] = []
+        extend = made.mailbox.extend
+
+        def delivered(messages: Iterable[Message]) -> None:
+            extend(messages)
+            if not beside:
+                late = [event(A, 3), dict(OK, channel="/service/x", id="9")]
+                ticket = made.session.send(publish(made))
+                made.exchange._note_answer(ticket)
+                beside.append(asyncio.create_task(made.exchange._take(late, ticket)))
+
+        monkeypatch.setattr(made.mailbox, "extend", delivered)
+        held.answer.set_result([event(A, 1), event(A, 2), dict(OK)])
+        await soon(held.task)
+        await soon(beside[0])
+        assert made.taken() == [1, 2]
+        made.exchange.release()
+        assert made.taken() == [3]
 
 
 # Backlogs

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from aiosfstream._cometd import iteration as module
 from aiosfstream._cometd.iteration import Store, iterate
 from aiosfstream._cometd.mailbox import Mailbox, Turn
 from aiosfstream.exceptions import ClientInvalidOperation, ReplayError
@@ -163,7 +164,7 @@ async def test_fetching_has_its_turn_as_soon_as_there_is_room() -> None:
     mailbox = source.mailbox
     assert mailbox is not None
     room = asyncio.create_task(mailbox.room())
-    await until(lambda: mailbox._suspends is not None)
+    await until(lambda: mailbox.suspended is not None)
     done = [room.done() async for _ in iterate(source)]
     # There is room once one is left.
     assert done == [False, False, False, True]
@@ -176,7 +177,7 @@ async def test_a_group_of_markers_is_not_divided_for_fetching() -> None:
     mailbox = source.mailbox
     assert mailbox is not None
     room = asyncio.create_task(mailbox.room())
-    await until(lambda: mailbox._suspends is not None)
+    await until(lambda: mailbox.suspended is not None)
     assert [room.done() async for _ in iterate(source)] == [False] * 4
     assert source.stored == wanted
     await room
@@ -195,3 +196,24 @@ async def test_the_loop_has_a_turn_only_where_receiving_would_not_wait(*, more: 
     asyncio.get_running_loop().call_soon(turns.append, "a turn")
     await anext(messages, None)
     assert turns == ["a turn"] * more
+
+
+async def test_others_have_their_turn_while_much_is_pending(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_RUN", 2)
+    source = Source()
+    wanted = source.fill(*numbered(6))
+    taken: list[Message] = []
+    turns: list[int] = []
+
+    def look() -> None:
+        turns.append(len(taken))
+        if len(taken) < len(wanted):
+            asyncio.get_running_loop().call_soon(look)
+
+    asyncio.get_running_loop().call_soon(look)
+    async for message in iterate(source):
+        taken.append(message)
+    assert taken == source.stored == wanted
+    assert turns[:2] == [2, 4]

@@ -51,14 +51,14 @@ async def test_waiting_for_room() -> None:
     await soon(mailbox.room())
     mailbox.extend([message(number) for number in range(4)])
     waiting = asyncio.create_task(mailbox.room())
-    await until(lambda: mailbox._suspends is not None)
+    await until(lambda: mailbox.suspended is not None)
     for _ in range(2):
         mailbox.take()
         mailbox.make_room()
     assert not waiting.done()
     mailbox.take()
     await soon(waiting)
-    assert mailbox._suspends is None
+    assert mailbox.suspended is None
     mailbox.make_room()
 
 
@@ -66,7 +66,7 @@ async def test_room_is_not_there_any_more_when_the_waiter_looks() -> None:
     mailbox = Mailbox(1)
     mailbox.extend([message(1)])
     waiting = asyncio.create_task(mailbox.room())
-    await until(lambda: mailbox._suspends is not None)
+    await until(lambda: mailbox.suspended is not None)
     mailbox.take()
     mailbox.extend([message(2)])
     await asyncio.sleep(0)
@@ -80,7 +80,7 @@ async def test_an_error_that_waits_takes_no_room() -> None:
     mailbox = Mailbox(1)
     mailbox.extend([message(1)])
     waiting = asyncio.create_task(mailbox.room())
-    await until(lambda: mailbox._suspends is not None)
+    await until(lambda: mailbox.suspended is not None)
     mailbox.fail(ValueError())
     mailbox.take()
     await soon(waiting)
@@ -92,7 +92,7 @@ async def test_closing() -> None:
     mailbox.fail(ValueError())
     room = asyncio.create_task(mailbox.room())
     change = asyncio.create_task(mailbox.changed())
-    await until(lambda: mailbox._suspends is not None)
+    await until(lambda: mailbox.suspended is not None)
     mailbox.close()
     await soon(room)
     await soon(change)
@@ -191,13 +191,13 @@ async def test_who_waits_for_room_may_give_up() -> None:
     mailbox = Mailbox(1)
     mailbox.extend([message(1)])
     waiting = asyncio.create_task(mailbox.room())
-    await until(lambda: mailbox._suspends is not None)
+    await until(lambda: mailbox.suspended is not None)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    assert mailbox._suspends is None
+    assert mailbox.suspended is None
     again = asyncio.create_task(mailbox.room())
-    await until(lambda: mailbox._suspends is not None)
+    await until(lambda: mailbox.suspended is not None)
     mailbox.take()
     # Nobody is harmed by being told twice.
     mailbox.make_room()
@@ -332,7 +332,7 @@ async def test_whether_room_was_waited_for() -> None:
     mailbox.extend([message(1), message(2), message(3)])
     assert not mailbox.make_room()
     waiting = asyncio.create_task(mailbox.room())
-    await until(lambda: mailbox._suspends is not None)
+    await until(lambda: mailbox.suspended is not None)
     mailbox.items.popleft()
     assert not mailbox.make_room()
     mailbox.items.popleft()

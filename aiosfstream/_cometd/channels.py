@@ -8,6 +8,7 @@ dropped here.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -29,6 +30,8 @@ LOGGER = logging.getLogger(__name__)
 MIN_MEMORY: Final = 1000
 #: Names of channels that are remembered at most: a server could make up names without end.
 MAX_NAMES: Final = 1000
+#: Replay ids below it have hashes of their own; many larger numbers have the same.
+DISTINCT: Final = sys.hash_info.modulus
 
 
 @dataclass(eq=False, slots=True)
@@ -314,15 +317,17 @@ class Channels:
     # Events
 
     def receive(
-        self, messages: list[JsonObject], ticket: Ticket
+        self, messages: list[JsonObject], ticket: Ticket, *, left: int = 0
     ) -> tuple[list[JsonObject], list[JsonObject]]:
         """Take the events out of the messages of an answer.
 
         :param messages: the messages
         :param ticket: the request that they answer, of the present session
+        :param left: how many messages of the same answer are still to be taken
         :return: the events to deliver, and the other messages
         """
-        self._tickets.remove(ticket)
+        if not left:
+            self._tickets.remove(ticket)
         # A reply to a publish may look like an event.
         publishing = "data" in ticket.request
         sole_owner = {} if publishing else self._sole_owner
@@ -338,10 +343,10 @@ class Channels:
                 replay_id = event["replayId"]
                 identity = event.get("EventUuid") or event.get("createdDate") or _identity_of(data)
                 # As in digest_of(): calling that would take a tenth of the time of an event.
-                digest = hash(f"{channel} {replay_id!r} {identity}")
+                digest = hash((channel, replay_id, identity))
                 backlog = subscription.backlog
                 if (
-                    replay_id is not None
+                    0 <= replay_id < DISTINCT
                     and digest not in subscription.seen
                     and (backlog is None or not backlog.is_before(data))
                 ):
@@ -356,17 +361,21 @@ class Channels:
             elif self._is_news(message):
                 events.append(message)
         if events:
-            self._limit_memory(len(events))
+            self._limit_memory(len(events) + left)
         return events, others
 
-    def drop(self, messages: list[JsonObject], ticket: Ticket) -> list[JsonObject]:
+    def drop(
+        self, messages: list[JsonObject], ticket: Ticket, *, left: int = 0
+    ) -> list[JsonObject]:
         """Take no events out of an answer of a session that was given up: they come again.
 
-        :param messages: the messages of the answer
+        :param messages: messages of the answer
         :param ticket: the request that they answer
+        :param left: how many messages of the same answer are still to be dropped
         :return: the messages, which may have the reply among them
         """
-        self._tickets.remove(ticket)
+        if not left:
+            self._tickets.remove(ticket)
         return messages
 
     def _is_news(self, message: JsonObject) -> bool:
@@ -545,7 +554,14 @@ def digest_of(channel: str, replay_id: ReplayId, data: JsonObject) -> int:
     :param replay_id: its replay id
     :param data: the event's ``data``, with a dict under ``event``
     """
-    return hash(f"{channel} {replay_id!r} {_identity_of(data)}")
+    identity = _identity_of(data)
+    try:
+        if 0 <= replay_id < DISTINCT:
+            return hash((channel, replay_id, identity))
+    except TypeError:
+        # An id that is no number, or an identity that has no hash.
+        pass
+    return hash(f"{channel} {replay_id!r} {identity}")
 
 
 def _identity_of(data: JsonObject) -> object:

@@ -52,6 +52,10 @@ BACKLOG_PAUSE: Final = 0.25
 #: the server may have sent that one first.
 OVERTAKING: Final = 0.25
 
+#: Bytes of an answer, and messages of it, from which on it is taken in more than one turn of the event loop.
+LARGE: Final = 64 * 1024
+PART: Final = 1000
+
 #: Requests that may be sent twice; while the client is being opened, all may. A subscribe is not among
 #: them: the server takes the events that it has sent with a lost answer for delivered.
 _HARMLESS: Final = (HANDSHAKE, UNSUBSCRIBE, DISCONNECT)
@@ -292,6 +296,9 @@ class Exchange:
         messages = bayeux_messages(
             answer, self._settings.json_loads, envelope.headers.get("Authorization", "")
         )
+        if len(answer.body) > LARGE:
+            # Parsing it has taken long enough: others on the event loop have their turn.
+            await asyncio.sleep(0)
         if isinstance(messages, Failure):
             return messages
         received: Any = answer.headers
@@ -306,24 +313,45 @@ class Exchange:
         self, messages: list[JsonObject], ticket: Ticket
     ) -> tuple[JsonObject | Failure, int]:
         """Deliver the events of an answer, and find the reply in it."""
-        waits = self._overtakes_connect(ticket)
-        self._forget_answer(ticket)
-        if waits and any(map(is_event, messages)):
+        if self._overtakes_connect(ticket) and any(map(is_event, messages)):
             events, others = 0, self._keep_waiting(messages, ticket)
+            self._forget_answer(ticket)
         else:
-            delivered, others = self._session.receive(messages, ticket)
-            events = len(delivered)
-            # Before those that have waited for them.
-            self._mailbox.extend(delivered)
-            self._wait_for_backlog(bool(events))
-            if events == 1:
-                # The reader has it before the next request is prepared.
-                await asyncio.sleep(0)
+            events, others = await self._deliver(messages, ticket)
         reply = self._session.take_reply(others, ticket)
         if reply is None:
             return self._no_reply(ticket.request), events
         # No other message gets into an error.
         return self._cleaned(reply), events
+
+    async def _deliver(
+        self, messages: list[JsonObject], ticket: Ticket
+    ) -> tuple[int, list[JsonObject]]:
+        """Deliver the events of an answer; give their number and the other messages."""
+        events, others = 0, []
+        try:
+            for start in range(0, max(len(messages), 1), PART):
+                if start:
+                    # Others on the event loop have their turn.
+                    await asyncio.sleep(0)
+                end = start + PART
+                delivered, rest = self._session.receive(
+                    messages[start:end], ticket, left=len(messages[end:])
+                )
+                events += len(delivered)
+                others += rest
+                # Before those that have waited for them.
+                self._mailbox.extend(delivered)
+        except BaseException:
+            self._session.abandon(ticket, lost=True)
+            raise
+        finally:
+            self._forget_answer(ticket)
+        self._wait_for_backlog(bool(events))
+        if events == 1:
+            # The reader has it before the next request is prepared.
+            await asyncio.sleep(0)
+        return events, others
 
     def _wait_for_backlog(self, is_coming: bool) -> None:
         """Let events that were sent before a backlog wait until that is complete.

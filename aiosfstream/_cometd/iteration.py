@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable
+from typing import Final, Protocol
 
 from aiocometd.typing import JsonObject
 
@@ -15,6 +15,9 @@ from .mailbox import Mailbox, Turn
 
 #: Stores the marker of a message without waiting; says whether it has done so.
 Store = Callable[[JsonObject], bool]
+
+#: Messages that are taken in a row at most before other tasks of the event loop have their turn.
+MAX_RUN: Final = 1000
 
 
 class Source(Protocol):
@@ -49,44 +52,35 @@ async def iterate(source: Source) -> AsyncIterator[JsonObject]:
     :param source: where the messages come from
     """
     while True:
-        took_some = False
-        for message in _pending(source):
-            took_some = True
+        mailbox, turn, taken = source.mailbox, source.turn, 0
+        # While other tasks wait in receive(), messages are taken one at a time, in turn.
+        while mailbox is not None and mailbox.items and not turn.taken:
+            store, message = source.direct, mailbox.items[0]
+            # receive() raises errors, and what aiocometd makes an error of.
+            if store is None or isinstance(message, Exception) or "successful" in message:
+                break
+            try:
+                if not store(message):
+                    break
+            except ReplayError:
+                raise
+            except Exception as error:
+                raise storing_failed(message, error) from error
+            mailbox.items.popleft()
+            taken += 1
+            has_room_again = mailbox.suspended is not None and mailbox.make_room()
             yield message
-        if took_some and source.mailbox:
+            if taken == MAX_RUN or (has_room_again and not source.groups):
+                break
+        if taken and mailbox:
             # receive() would not wait either, so the next request would not be sent.
             await asyncio.sleep(0)
-        try:
-            message = await source.receive()
-        except ClientInvalidOperation:
-            return
-        yield message
-
-
-def _pending(source: Source) -> Iterator[JsonObject]:
-    """Take what is pending, until something out of the ordinary is next or fetching can go on."""
-    mailbox, turn = source.mailbox, source.turn
-    if mailbox is None:
-        return
-    items = mailbox.items
-    # While other tasks wait in receive(), messages are taken one at a time, in turn.
-    while items and not turn.taken and (store := source.direct) is not None:
-        message = items[0]
-        # receive() raises errors, and what aiocometd makes an error of.
-        if isinstance(message, Exception) or "successful" in message:
-            return
-        try:
-            if not store(message):
+        if taken < MAX_RUN:
+            try:
+                message = await source.receive()
+            except ClientInvalidOperation:
                 return
-        except ReplayError:
-            raise
-        except Exception as error:
-            raise storing_failed(message, error) from error
-        items.popleft()
-        has_room_again = mailbox.make_room()
-        yield message
-        if has_room_again and not source.groups:
-            return
+            yield message
 
 
 def storing_failed(message: JsonObject, error: Exception) -> ReplayError:

@@ -126,8 +126,8 @@ class Mailbox(Signal):
         #: Messages and errors.
         self.items: deque[JsonObject | Exception] = deque()
         self._errors = 0
-        # What fetching waits for while it is suspended, otherwise None.
-        self._suspends: asyncio.Future[None] | None = None
+        #: What fetching waits for while it is suspended, otherwise None.
+        self.suspended: asyncio.Future[None] | None = None
 
     def __len__(self) -> int:
         """Give the number of messages; errors are not counted."""
@@ -188,10 +188,10 @@ class Mailbox(Signal):
 
     def make_room(self) -> bool:
         """Let fetching go on if enough has been taken; say whether it was suspended until now."""
-        if self._suspends is None or 0 < self.limit <= len(self.items) - self._errors:
+        if self.suspended is None or 0 < self.limit <= len(self.items) - self._errors:
             return False
-        _resolve(self._suspends)
-        self._suspends = None
+        _resolve(self.suspended)
+        self.suspended = None
         return True
 
     def put_back(self, message: JsonObject) -> None:
@@ -205,11 +205,11 @@ class Mailbox(Signal):
     async def room(self) -> None:
         """Wait until the mailbox is not full. One task may wait at a time."""
         while self.full and not self.closed:
-            self._suspends = asyncio.get_running_loop().create_future()
+            self.suspended = asyncio.get_running_loop().create_future()
             try:
-                await self._suspends
+                await self.suspended
             finally:
-                self._suspends = None
+                self.suspended = None
 
     def close(self) -> None:
         """Take no more messages. Errors are dropped: nobody asks why a connection failed that is closed."""
@@ -220,8 +220,8 @@ class Mailbox(Signal):
             self.items.clear()
             self.items.extend(kept)
             self._errors = 0
-        if self._suspends is not None:
-            _resolve(self._suspends)
+        if self.suspended is not None:
+            _resolve(self.suspended)
         self.wake()
 
     def discard(self) -> None:

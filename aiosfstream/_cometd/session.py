@@ -190,21 +190,22 @@ class Session:
         self.channels.abandon(ticket, lost=lost and ticket.epoch == self.epoch)
 
     def receive(
-        self, messages: list[JsonObject], ticket: Ticket
+        self, messages: list[JsonObject], ticket: Ticket, *, left: int = 0
     ) -> tuple[list[JsonObject], list[JsonObject]]:
-        """Take the events out of the messages of an answer.
+        """Take the events out of the messages of an answer, or of a part of it.
 
         Events may come in any answer. Those of a session that was given up are dropped: they
         come again from the resume points, and would otherwise move these past what was lost.
 
         :param messages: the messages
         :param ticket: the request that they answer
+        :param left: how many messages of the same answer are still to be taken
         :return: the events to deliver, and the other messages, for :meth:`take_reply`
         """
         # Before its channels are subscribed a session should bring nothing; what it brings comes again.
         if ticket.epoch != self.epoch or ticket.request["channel"] == HANDSHAKE:
-            return [], self.channels.drop(messages, ticket)
-        return self.channels.receive(messages, ticket)
+            return [], self.channels.drop(messages, ticket, left=left)
+        return self.channels.receive(messages, ticket, left=left)
 
     def take_reply(self, others: list[JsonObject], ticket: Ticket) -> JsonObject | None:
         """Take the other messages of an answer.
