@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Generic, TypeVar, cast
+from typing import Final, Generic, TypeVar
 
 __all__ = ["Slot"]
 
@@ -32,11 +32,11 @@ class Slot(Generic[StateT]):
         """
         # Not by way of getattr(): a proxy's __getattr__ would give the state of another object.
         try:
-            return cast(StateT, object.__getattribute__(owner, self._attribute))
+            state: StateT = object.__getattribute__(owner, self._attribute)
         except AttributeError:
             state = self._make()
             object.__setattr__(owner, self._attribute, state)
-            return state
+        return state
 
     def put(self, owner: object, state: StateT) -> None:
         """Replace the state of *owner*.

@@ -7,7 +7,7 @@ import inspect
 import logging
 import random
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, cast
@@ -290,7 +290,12 @@ class Policy:
         :param message: the message
         :raises ReplayError: if that fails
         """
-        await self.timed("stored", store_marker(self._storage, message))
+        try:
+            await within(self.options.storage_timeout, store_marker(self._storage, message))
+        except ReplayError:
+            raise
+        except Exception as error:
+            raise self._storage_failed("stored", error) from error
 
     async def _before_poll(self) -> None:
         # A commit that has begun goes on while the server answers.
@@ -333,16 +338,19 @@ class Policy:
             await within(self.options.storage_timeout, call)
         except ReplayError:
             raise
-        except asyncio.TimeoutError as error:
-            raise ReplayError(
+        except Exception as error:
+            raise self._storage_failed(what, error) from error
+
+    def _storage_failed(self, what: str, error: Exception) -> ReplayError:
+        if isinstance(error, asyncio.TimeoutError):
+            return ReplayError(
                 f"Replay markers could not be {what}: {type(self._storage).__name__} has not answered within"
                 f" storage_timeout, {self.options.storage_timeout} seconds; look whether it can be reached"
-            ) from error
-        except Exception as error:
-            raise ReplayError(
-                f"Replay markers could not be {what}: {type(self._storage).__name__} raised"
-                f" {type(error).__name__}: {fit(error)}; look at the storage"
-            ) from error
+            )
+        return ReplayError(
+            f"Replay markers could not be {what}: {type(self._storage).__name__} raised"
+            f" {type(error).__name__}: {fit(error)}; look at the storage"
+        )
 
     # What iterating needs
 
@@ -356,9 +364,9 @@ class Policy:
         """The turn to take messages, which one task has at a time."""
         return ENGINES.of(self._client).turn
 
-    async def receive(self) -> JsonObject:
+    def receive(self) -> Awaitable[JsonObject]:
         """Wait for the next message, and give it once its marker is stored."""
-        return await self._client.receive()
+        return self._client.receive()
 
     def find_direct_store(self) -> None:
         """Choose the direct way of storing anew: the storage, its channels or the policy have changed."""

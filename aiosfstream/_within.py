@@ -4,42 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Generator
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar, cast
 
 from ._tasks import timeout
 
 ResultT = TypeVar("ResultT")
 
 
-class within(Generic[ResultT]):  # noqa: N801 - read as a word: await within(10, storage.flush())
-    """Awaits something for a limited time.
+async def within(seconds: float | None, awaitable: Awaitable[ResultT]) -> ResultT:
+    """Await something for a limited time.
 
     A timer is set only once it waits. Setting one for each message takes a quarter of the time that a
     message costs with a storage of the application's own.
 
     :param seconds: the limit; None: no limit
     :param awaitable: what is awaited
+    :return: what it gives
     :raises asyncio.TimeoutError: if it takes longer; it is cancelled then
     """
-
-    def __init__(self, seconds: float | None, awaitable: Awaitable[ResultT]) -> None:
-        self._seconds = seconds
-        self._awaitable = awaitable
-
-    def __await__(self) -> Generator[Any, Any, ResultT]:
-        """Await it."""
-        steps = self._awaitable.__await__()
-        try:
-            waits_for = next(steps)
-        except StopIteration as end:
-            result: ResultT = end.value
-            return result
-        return (yield from self._against_time(_Rest(waits_for, steps)).__await__())
-
-    async def _against_time(self, rest: _Rest) -> ResultT:
-        async with timeout(self._seconds):
-            result: ResultT = await rest
-            return result
+    steps = awaitable.__await__()
+    try:
+        waits_for = next(steps)
+    except StopIteration as end:
+        return cast(ResultT, end.value)
+    async with timeout(seconds):
+        return cast(ResultT, await _Rest(waits_for, steps))
 
 
 class _Rest:

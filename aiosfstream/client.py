@@ -8,7 +8,14 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, MutableMapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    MutableMapping,
+)
 from enum import Enum, unique
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar, cast
@@ -28,7 +35,7 @@ from ._cometd.client import (
     receives_plainly,
     transport_of,
 )
-from ._cometd.iteration import iterate
+from ._cometd.iteration import iterate, take_plain, take_stored
 from ._cometd.transport import REPLAY
 from ._http.bodies import Dumper, Loader
 from ._http.post import MAX_ANSWER_SIZE
@@ -428,24 +435,19 @@ class Client(BaseClient):
         :raises AuthenticationError: if the credentials are refused; another call tries them again
         :raises ReplayError: if the marker cannot be stored; another call tries again
         """
-        policy, turn = policy_of(self), ENGINES.of(self).turn
+        policy = policy_of(self)
+        turn = policy.turn
         if not turn.try_take():
             await turn.take()
         try:
-            try:
-                message = await super().receive()
-            except exceptions.ClientInvalidOperation:
-                # aiocometd's, of which ours is one.
-                raise_untold(self)
-                raise
-            direct = policy.direct
-            if direct is None or "successful" in message or not direct(message):
+            mailbox = policy.mailbox if receives_plainly(self) else None
+            message = None if mailbox is None else take_stored(mailbox, policy.direct)
+            if message is None:
+                message = None if mailbox is None else take_plain(mailbox)
+                if message is None:
+                    message = await _received(self, super().receive())
                 await _store_or_put_back(policy, message)
             return message
-        except AiosfstreamException:
-            raise
-        except AiocometdException as error:
-            raise translate(error) from error
         finally:
             turn.release()
 
@@ -577,10 +579,25 @@ async def _store_the_last(client: Client, policy: Policy) -> None:
         )
 
 
+async def _received(client: Client, receiving: Awaitable[JsonObject]) -> JsonObject:
+    """Wait for the next message in the inherited way, and translate its errors."""
+    try:
+        return await receiving
+    except AiocometdException as error:
+        if isinstance(error, exceptions.ClientInvalidOperation):
+            # aiocometd's, of which ours is one.
+            raise_untold(client)
+        if isinstance(error, AiosfstreamException):
+            raise
+        raise translate(error) from error
+
+
 async def _store_or_put_back(policy: Policy, message: JsonObject) -> None:
     """Store the marker of *message*, or make it the next message again."""
     try:
-        await policy.store(message)
+        direct = policy.direct
+        if direct is None or "successful" in message or not direct(message):
+            await policy.store(message)
     except BaseException:
         mailbox = policy.mailbox
         if mailbox is not None:

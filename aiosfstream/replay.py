@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Container, Mapping, MutableMapping
 from enum import IntEnum, unique
 from types import TracebackType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeGuard
 
 from aiocometd.constants import MetaChannel
 from aiocometd.extensions import Extension
@@ -89,7 +89,7 @@ def should_store(stored: ReplayMarker | None, new: ReplayMarker) -> bool:
     if stored is None:
         return True
     texts = stored.date.__class__ is str is new.date.__class__
-    if texts and follows(stored, new.date, new.replay_id):
+    if texts and follows(stored, new):
         return True
     before, after = instant(stored.date), instant(new.date)
     if before != after or before == UNKNOWN:
@@ -109,27 +109,29 @@ def is_ordinal(replay_id: object) -> bool:
     return replay_id.__class__ is int and replay_id >= 0
 
 
-def follows(stored: ReplayMarker, date: str, replay_id: object) -> bool:
-    """Tell without parsing that a marker takes the place of *stored*.
+def follows(stored: ReplayMarker, new: ReplayMarker) -> bool:
+    """Tell without parsing that a marker takes the place of the stored one.
 
     Two dates in UTC, or two numbers, of the same length are in the order of their texts.
 
-    :param stored: the stored marker
-    :param date: the date of the new one
-    :param replay_id: the id of the new one
+    :param stored: the stored marker; its date and that of the new one are texts
+    :param new: the new marker
     :return: False may mean that it takes parsing to tell
     """
-    before, known = stored
+    before, date = stored[0], new[0]
+    if len(before) != len(date) or before > date:
+        return False
     if before[-1:] == date[-1:] == "Z":
         latest = LATEST.text
     elif before.isdigit() and date.isdigit():
         latest = LATEST.milliseconds
     else:
         return False
-    if len(before) != len(date) or date >= latest:
+    if date >= latest:
         return False
+    known, replay_id = stored[1], new[1]
     return before < date or (
-        before == date and known.__class__ is int is replay_id.__class__ and 0 <= known <= replay_id
+        known.__class__ is int is replay_id.__class__ and 0 <= known <= replay_id
     )
 
 
@@ -137,25 +139,34 @@ def follows(stored: ReplayMarker, date: str, replay_id: object) -> bool:
 make_marker: Final = tuple.__new__
 
 
-def date_and_id(message: JsonObject) -> tuple[str, Any]:
-    """Give date and replay id of an event that has the usual form, as fast as can be.
+def usual_marker(client: Attachment, message: JsonObject) -> tuple[str, ReplayMarker] | None:
+    """Give the key and the marker of an event that has the usual form and is on an ordinary channel.
 
+    :param client: what a client has told the storage
     :param message: an event
-    :return: both, as :meth:`ReplayMarkerStorage.get_message_date` and the event have them
-    :raises KeyError: if it has another form
-    :raises TypeError: if it has another form
+    :return: both, as :meth:`ReplayMarkerStorage.get_message_date` and the event have them; None: it takes
+        a closer look
     """
-    data = message["data"]
-    event = data["event"]
-    replay_id = event["replayId"]
-    if replay_id is None:
-        raise KeyError("replayId")
-    if "createdDate" in event:
-        return event["createdDate"], replay_id
-    payload = data["payload"]
-    if "ChangeEventHeader" in payload:
-        return str(payload["ChangeEventHeader"]["commitTimestamp"]), replay_id
-    return payload["CreatedDate"], replay_id
+    try:
+        channel = message["channel"]
+        if channel not in client.ordinary or channel in client.aliases:
+            return None
+        data = message["data"]
+        event = data["event"]
+        replay_id = event["replayId"]
+        if "createdDate" in event:
+            date = event["createdDate"]
+        else:
+            payload = data["payload"]
+            if "ChangeEventHeader" in payload:
+                date = str(payload["ChangeEventHeader"]["commitTimestamp"])
+            else:
+                date = payload["CreatedDate"]
+    except (KeyError, TypeError):
+        return None
+    if replay_id is None or date.__class__ is not str or not date:
+        return None
+    return channel, make_marker(ReplayMarker, (date, replay_id))
 
 
 class ReplayMarkerStorage(Extension):
@@ -254,26 +265,21 @@ class ReplayMarkerStorage(Extension):
         :param message: an event
         :raises ReplayError: if the marker cannot be read or stored
         """
-        marker = marker_of(self, message)
-        if marker is None:
-            return
         notes = _NOTES.of(self)
-        key = notes.key_of(message)
-        if not notes.is_subscribed(key):
-            _warn_once(self, message, "belongs to no subscription: its marker is not stored")
-            return
         try:
-            if notes.overwrites(key, message):
-                await self.set_replay_marker(key, marker)
-                notes.overwritten(key, message)
-            elif isinstance(self, DurableStorage):
-                await self.set_unless_newer(key, marker)
-            elif should_store(await self.get_replay_marker(key), marker):
-                await self.set_replay_marker(key, marker)
+            usual = None
+            if self.get_message_date is _DATE_OF:
+                usual = usual_marker(notes.attached[-1], message)
+            if usual is None:
+                await _store_carefully(self, notes, message)
+            elif is_durable(self):
+                await self.set_unless_newer(*usual)
+            elif should_store(await self.get_replay_marker(usual[0]), usual[1]):
+                await self.set_replay_marker(*usual)
         except ReplayError:
             raise
         except Exception as error:
-            raise _failed("stored", key, error) from error
+            raise _failed("stored", notes.key_of(message), error) from error
 
     @staticmethod
     def get_message_date(message: JsonObject) -> str:
@@ -319,6 +325,26 @@ class ReplayMarkerStorage(Extension):
         :return: a context manager to be entered once
         """
         return ReplayMarkerStorageContextManager(self, message)
+
+
+_DATE_OF: Final = ReplayMarkerStorage.get_message_date
+
+
+async def _store_carefully(storage: ReplayMarkerStorage, notes: Notes, message: JsonObject) -> None:
+    """Store the marker of any message, unless there is none, or its channel is not subscribed."""
+    marker = marker_of(storage, message)
+    if marker is None:
+        return
+    key = notes.key_of(message)
+    if not notes.is_subscribed(key):
+        _warn_once(storage, message, "belongs to no subscription: its marker is not stored")
+    elif notes.overwrites(key, message):
+        await storage.set_replay_marker(key, marker)
+        notes.overwritten(key, message)
+    elif is_durable(storage):
+        await storage.set_unless_newer(key, marker)
+    elif should_store(await storage.get_replay_marker(key), marker):
+        await storage.set_replay_marker(key, marker)
 
 
 class DurableStorage(ReplayMarkerStorage):
@@ -381,6 +407,16 @@ class DurableStorage(ReplayMarkerStorage):
         :return: the function; None: ``extract_replay_id()`` is called for every message
         """
         return None
+
+
+def is_durable(storage: ReplayMarkerStorage) -> TypeGuard[DurableStorage]:
+    """Say whether a storage derives from :class:`DurableStorage`.
+
+    Not by isinstance(), which asks Python code for an abstract class.
+
+    :param storage: the storage
+    """
+    return DurableStorage in type(storage).__mro__
 
 
 class _Rules:
@@ -846,23 +882,20 @@ class MappingStorage(ReplayMarkerStorage):
 
 def _direct_store_in(storage: MappingStorage) -> Callable[[JsonObject], bool]:
     mapping, client = storage.mapping, attachment_of(storage)
-    aliases = client.aliases
 
     def store(message: JsonObject) -> bool:
-        try:
-            channel = message["channel"]
-            date, replay_id = date_and_id(message)
-            if (
-                channel not in client.ordinary
-                or channel in aliases
-                or (stored := mapping[channel]).__class__ is not ReplayMarker
-                or not follows(stored, date, replay_id)
-            ):
-                return False
-        except (KeyError, TypeError, ValueError, AttributeError):
-            # Out of the ordinary in one of many ways.
+        usual = usual_marker(client, message)
+        if usual is None:
             return False
-        mapping[channel] = make_marker(ReplayMarker, (date, replay_id))
+        channel, marker = usual
+        try:
+            stored = mapping[channel]
+        except (KeyError, TypeError, ValueError, AttributeError):
+            # None yet, or something that get_replay_marker() tells of.
+            return False
+        if stored.__class__ is not ReplayMarker or not follows(stored, marker):
+            return False
+        mapping[channel] = marker
         return True
 
     return store

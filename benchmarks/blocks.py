@@ -70,7 +70,7 @@ class Longest:
             original(handle)
             self.seconds = max(self.seconds, time.perf_counter() - started)
 
-        asyncio.Handle._run = timed  # type: ignore[method-assign]
+        asyncio.Handle._run = timed  # type: ignore[method-assign,assignment]
         try:
             yield
         finally:
@@ -84,10 +84,11 @@ async def longest_turn(url: str, events: int) -> float:
         await client.subscribe(CHANNEL)
         with longest.watching():
             async for message in client:
+                last = message
                 seen += 1
                 if seen == events:
                     break
-        check(message, seen, events)
+        check(last, seen, events)
     return longest.seconds
 
 

@@ -140,7 +140,6 @@ NOT_TOLD = {
     ): "the sentence of problem_of(), or of a flow's doubt()",
     ("_oauth.request", "ask", "unreachable"): "the sentence of _http.post",
     ("exceptions", "translate", "ServerError"): "aiocometd's sentence; str() adds the rest",
-    ("replay", "date_and_id", "KeyError"): "caught by the caller: the event takes the long way",
     (
         "storages._marker_file",
         "MarkerFile._connected",

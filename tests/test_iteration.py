@@ -214,6 +214,6 @@ async def test_others_have_their_turn_while_much_is_pending(
 
     asyncio.get_running_loop().call_soon(look)
     async for message in iterate(source):
-        taken.append(message)
+        taken += [message]
     assert taken == source.stored == wanted
     assert turns[:2] == [2, 4]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, Protocol
 
 from aiocometd.typing import JsonObject
@@ -39,7 +39,7 @@ class Source(Protocol):
     def groups(self) -> bool:
         """Whether markers are stored in groups, of which each pause would make one more."""
 
-    async def receive(self) -> JsonObject:
+    def receive(self) -> Awaitable[JsonObject]:
         """Wait for the next message, and give it once its marker is stored."""
 
 
@@ -54,21 +54,12 @@ async def iterate(source: Source) -> AsyncIterator[JsonObject]:
     while True:
         mailbox, turn, taken = source.mailbox, source.turn, 0
         # While other tasks wait in receive(), messages are taken one at a time, in turn.
-        while mailbox is not None and mailbox.items and not turn.taken:
-            store, message = source.direct, mailbox.items[0]
-            # receive() raises errors, and what aiocometd makes an error of.
-            if store is None or isinstance(message, Exception) or "successful" in message:
+        while mailbox is not None and not turn.taken:
+            suspended, message = mailbox.suspended, take_stored(mailbox, source.direct)
+            if message is None:
                 break
-            try:
-                if not store(message):
-                    break
-            except ReplayError:
-                raise
-            except Exception as error:
-                raise storing_failed(message, error) from error
-            mailbox.items.popleft()
             taken += 1
-            has_room_again = mailbox.suspended is not None and mailbox.make_room()
+            has_room_again = mailbox.suspended is not suspended
             yield message
             if taken == MAX_RUN or (has_room_again and not source.groups):
                 break
@@ -81,6 +72,44 @@ async def iterate(source: Source) -> AsyncIterator[JsonObject]:
             except ClientInvalidOperation:
                 return
             yield message
+
+
+def take_stored(mailbox: Mailbox, store: Store | None) -> JsonObject | None:
+    """Take the next message, if it is an ordinary one whose marker can be stored without waiting.
+
+    :param mailbox: where it is taken from
+    :param store: stores its marker; None if nothing can without waiting
+    :return: the message, or None if there is none, or it takes more
+    :raises ReplayError: if storing fails; the message stays the next one
+    """
+    if store is None or not mailbox.items:
+        return None
+    message = mailbox.items[0]
+    # An error is raised by receive(), and so is what aiocometd makes an error of.
+    if isinstance(message, Exception) or "successful" in message:
+        return None
+    try:
+        if not store(message):
+            return None
+    except ReplayError:
+        raise
+    except Exception as error:
+        raise storing_failed(message, error) from error
+    mailbox.items.popleft()
+    if mailbox.suspended is not None:
+        mailbox.make_room()
+    return message
+
+
+def take_plain(mailbox: Mailbox) -> JsonObject | None:
+    """Take the next message, if it is an ordinary one, and leave its marker to the caller.
+
+    :param mailbox: where it is taken from
+    :return: the message, or None if there is none, or it is out of the ordinary
+    """
+    if not mailbox.items or isinstance(mailbox.items[0], Exception):
+        return None
+    return None if "successful" in mailbox.items[0] else mailbox.take()
 
 
 def storing_failed(message: JsonObject, error: Exception) -> ReplayError:

@@ -21,9 +21,8 @@ from ..replay import (
     Hooks,
     ReplayMarker,
     attachment_of,
-    date_and_id,
     follows,
-    make_marker,
+    usual_marker,
 )
 from ._groups import GROUP_DELAY, Groups, Pending
 from ._marker_file import MarkerFile
@@ -277,27 +276,23 @@ class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
         if state.commit_each or not _HOOKS.are_those_of(self):
             return None
         groups, client, clock = state.groups, attachment_of(self), time.monotonic
-        aliases = client.aliases
 
         def store(message: JsonObject) -> bool:
-            try:
-                channel = message["channel"]
-                date, replay_id = date_and_id(message)
-                usual = date[-1:] == "Z" or date.isdigit()
-                if not usual or channel not in client.ordinary or channel in aliases:
-                    return False
-            except (KeyError, TypeError, AttributeError):
+            usual = usual_marker(client, message)
+            if usual is None:
                 return False
-            marker = make_marker(ReplayMarker, (date, replay_id))
+            channel, marker = usual
             waiting = groups.pending.get(channel)
             if (
                 waiting is not None
-                and follows(waiting.marker, date, replay_id)
+                and follows(waiting.marker, marker)
                 and clock() - groups.pending_since < GROUP_DELAY
             ):
                 waiting.marker = marker
-            else:
-                groups.add(channel, Pending(marker))
+                return True
+            if marker.date[-1:] != "Z" and not marker.date.isdigit():
+                return False
+            groups.add(channel, Pending(marker))
             return True
 
         return store
