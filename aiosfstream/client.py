@@ -31,6 +31,7 @@ from ._cometd.client import (
     ENGINES,
     BaseClient,
     SessionFactory,
+    mailbox_of,
     raise_untold,
     receives_plainly,
     transport_of,
@@ -435,12 +436,11 @@ class Client(BaseClient):
         :raises AuthenticationError: if the credentials are refused; another call tries them again
         :raises ReplayError: if the marker cannot be stored; another call tries again
         """
-        policy = policy_of(self)
-        turn = policy.turn
+        policy, turn = policy_of(self), ENGINES.of(self).turn
         if not turn.try_take():
             await turn.take()
         try:
-            mailbox = policy.mailbox if receives_plainly(self) else None
+            mailbox = mailbox_of(self) if receives_plainly(self) else None
             message = None if mailbox is None else take_stored(mailbox, policy.direct)
             if message is None:
                 message = None if mailbox is None else take_plain(mailbox)
