@@ -81,7 +81,7 @@ class Options:
     api_version: str
     has_version: bool = True
     session_factory: SessionFactory = aiohttp.ClientSession
-    request_timeout: float = 15.0
+    request_timeout: float = 10.0
     poll_timeout: float | None = None
     storage_timeout: float | None = 10.0
     max_response_size: int = MAX_ANSWER_SIZE

@@ -155,7 +155,8 @@ class Client(BaseClient):
         proxy=..., trust_env=True)`` sets proxies, connectors, tracing
     :param ssl: how to verify TLS, in the form that aiohttp takes; None: as usual
     :param request_timeout: seconds that each phase of a request may take: connecting, and waiting for
-        the next piece of the answer, in addition to the time that the server may hold the request
+        the next piece of the answer, in addition to the time that the server may hold the request. The
+        default is that of CometD's own clients (CometD reference, "maxNetworkDelay")
     :param poll_timeout: seconds after which the server should answer a connect without events, for
         proxies that cut idle connections; None: the server's choice, which is 110 on Salesforce
     :param observer: called with a :class:`~aiosfstream.ConnectionEvent` at each change of the
@@ -183,7 +184,7 @@ class Client(BaseClient):
         api_version: str = _NOT_GIVEN,
         session_factory: SessionFactory = aiohttp.ClientSession,
         ssl: SSLValidationMode | None = None,
-        request_timeout: float = 15.0,
+        request_timeout: float = 10.0,
         poll_timeout: float | None = None,
         observer: Callable[[ConnectionEvent], None] | None = None,
         storage_timeout: float | None = 10.0,
