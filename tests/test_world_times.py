@@ -163,7 +163,9 @@ def silent(*hosts: str) -> Behaviour:
     """
 
     def behave(what: str, message: dict[str, Any]) -> Any:
-        host, seconds = ("login", REQUEST_TIMEOUT) if what == "token" else ("instance", INSTANCE_TIMEOUT)
+        host, seconds = (
+            ("login", REQUEST_TIMEOUT) if what == "token" else ("instance", INSTANCE_TIMEOUT)
+        )
 
         async def wait() -> Failure:
             await asyncio.sleep(seconds)
