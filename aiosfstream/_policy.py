@@ -293,12 +293,13 @@ class Policy:
         :param message: the message
         :raises ReplayError: if that fails
         """
+        seconds = self.options.storage_timeout
         try:
-            await within(self.options.storage_timeout, store_marker(self._storage, message))
+            await within(seconds, store_marker(self._storage, message))
         except ReplayError:
             raise
         except Exception as error:
-            raise self._storage_failed("stored", error) from error
+            raise _storage_failed("stored", self._storage, seconds, error) from error
 
     async def _before_poll(self) -> None:
         # A commit that has begun goes on while the server answers.
@@ -337,23 +338,13 @@ class Policy:
         :param call: the call, to be awaited
         :raises ReplayError: if it fails or takes longer than ``storage_timeout``
         """
+        seconds = self.options.storage_timeout
         try:
-            await within(self.options.storage_timeout, call)
+            await within(seconds, call)
         except ReplayError:
             raise
         except Exception as error:
-            raise self._storage_failed(what, error) from error
-
-    def _storage_failed(self, what: str, error: Exception) -> ReplayError:
-        if isinstance(error, asyncio.TimeoutError):
-            return ReplayError(
-                f"Replay markers could not be {what}: {type(self._storage).__name__} has not answered within"
-                f" storage_timeout, {self.options.storage_timeout} seconds; look whether it can be reached"
-            )
-        return ReplayError(
-            f"Replay markers could not be {what}: {type(self._storage).__name__} raised"
-            f" {type(error).__name__}: {fit(error)}; look at the storage"
-        )
+            raise _storage_failed(what, self._storage, seconds, error) from error
 
     # What iterating needs
 
@@ -391,6 +382,21 @@ class _Timed(Extension):
     async def outgoing(self, payload: Payload, headers: Headers) -> None:
         """Let the storage add to what is sent."""
         await self._policy.timed("read", self.storage.outgoing(payload, headers))
+
+
+def _storage_failed(
+    what: str, storage: ReplayMarkerStorage, seconds: float | None, error: Exception
+) -> ReplayError:
+    name = type(storage).__name__
+    if isinstance(error, asyncio.TimeoutError):
+        return ReplayError(
+            f"Replay markers could not be {what}: {name} has not answered within storage_timeout, {seconds}"
+            " seconds; look whether it can be reached"
+        )
+    return ReplayError(
+        f"Replay markers could not be {what}: {name} raised {type(error).__name__}: {fit(error)}; look at the"
+        " storage"
+    )
 
 
 def _takes(function: Callable[..., Any], *arguments: str) -> bool:

@@ -60,6 +60,7 @@ BUILDERS = {
     "_failure",
     "_no_answer",
     "_renewal_error",
+    "_storage_failed",
     "storing_failed",
     "token_refused",
     "_unusable_error",
