@@ -65,6 +65,7 @@ from tests.support import (
     TOPIC,
     FastAuthClient,
     FastClient,
+    cancelled_at,
     client_for,
     held,
     receive,
@@ -390,6 +391,28 @@ async def test_an_end_is_told_once(server: StreamingServer) -> None:
             await soon(client.receive())
 
 
+async def test_an_end_is_told_though_the_call_that_was_to_tell_it_is_cancelled(
+    server: StreamingServer,
+) -> None:
+    refused = Refuse("400::Something else", advice={"reconnect": "none"})
+    for number in range(1, 30):
+        client = client_for(server)
+        await client.open()
+        await held(server)
+        planned = server.add_fault(refused, on="/meta/connect", times=9)
+        server.expire_sessions()
+        await until(lambda: client.state is TransportState.SERVER_DISCONNECTED)  # noqa: B023
+        server.clear_faults(planned)
+        try:
+            await cancelled_at(client.receive(), number)
+        except ServerError:
+            break
+        with pytest.raises(ServerError, match="Something else"):
+            await soon(client.receive())
+        assert client.closed
+    assert 1 < number < 29
+
+
 async def test_an_end_that_was_not_told_is_not_that_of_the_next_session(
     server: StreamingServer,
 ) -> None:
@@ -508,6 +531,22 @@ async def test_closing_that_is_cancelled_still_waits_for_what_is_under_way(
         await soon(closing)
     assert under_way.done()
     assert client.closed
+
+
+async def test_closing_leaves_nothing_where_a_test_has_replaced_the_inherited_method(
+    server: StreamingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def close(client: aiocometd.Client) -> None:
+        pass
+
+    client = client_for(server)
+    await client.open()
+    await held(server)
+    monkeypatch.setattr(aiocometd.Client, "close", close)
+    # What is under way is ended, not waited for.
+    await soon(client.close(), 2.0)
+    left = {task.get_name() for task in asyncio.all_tasks() if "aiosfstream" in task.get_name()}
+    assert left == set()
 
 
 @pytest.mark.parametrize("offered", [["websocket"], "long-polling", None, 5])

@@ -138,6 +138,15 @@ async def test_an_event_without_an_id_is_passed_over(path: Path) -> None:
         assert await storage.get_replay_marker(CHANNEL) is None
 
 
+async def test_an_id_that_json_cannot_express_spoils_no_group(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        with pytest.raises(ReplayError, match="cannot be stored"):
+            await storage.set_unless_newer(CHANNEL, ReplayMarker(NEW, object()))  # type: ignore[arg-type]
+        await storage.set_unless_newer(CHANNEL, ReplayMarker(NEW, 1))
+        await storage.flush()
+        assert committed(path) == "1"
+
+
 async def test_what_is_pending_does_not_come_back_after_it_was_deleted(path: Path) -> None:
     async with SQLiteStorage(path) as storage:
         await storage.extract_replay_id(event(1))
