@@ -436,7 +436,6 @@ class _Rules:
         if not notes.overwrites(key, later):
             first, second = marker_of(self._storage, earlier), marker_of(self._storage, later)
             if second is None or (first is not None and not should_store(first, second)):
-                notes.hand_on(key, later, earlier)
                 return earlier
         notes.hand_on(key, earlier, later)
         return later

@@ -82,6 +82,7 @@ ARROWS: dict[str, set[str]] = {
         "_cometd.recovery",
         "_cometd.salesforce",
         "_cometd.states",
+        "_http.failures",
         "events",
         "exceptions",
     },

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiosfstream._cometd.renewal import MAX_UNREADABLE
 from aiosfstream._cometd.retry import RetryPolicy
-from aiosfstream._cometd.session import MAX_UNREADABLE
 from aiosfstream._cometd.states import Action, Sequel, State
 from aiosfstream._http.failures import Failure, Trouble
 from aiosfstream.events import ConnectionEventKind

@@ -272,7 +272,7 @@ class Channels:
 
         :param request: the message
         :param epoch: the session that it belongs to
-        :return: the ticket to report its outcome with, by receive(), drop() or abandon()
+        :return: the ticket to report its outcome with, by receive() or abandon()
         """
         points = {
             subscription: subscription.resume
@@ -363,20 +363,6 @@ class Channels:
         if events:
             self._limit_memory(len(events) + left)
         return events, others
-
-    def drop(
-        self, messages: list[JsonObject], ticket: Ticket, *, left: int = 0
-    ) -> list[JsonObject]:
-        """Take no events out of an answer of a session that was given up: they come again.
-
-        :param messages: messages of the answer
-        :param ticket: the request that they answer
-        :param left: how many messages of the same answer are still to be dropped
-        :return: the messages, which may have the reply among them
-        """
-        if not left:
-            self._tickets.remove(ticket)
-        return messages
 
     def _is_news(self, message: JsonObject) -> bool:
         """Say whether an event is to be delivered, and move the resume points of its subscriptions on."""

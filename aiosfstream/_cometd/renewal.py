@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from typing import Final
 
 from aiocometd.typing import JsonObject
 
+from .._http.failures import Failure
 from ..events import ConnectionEvent, ConnectionEventKind
 from ..exceptions import ServerError, TransportError
 from .channels import Channels, Subscription
@@ -16,6 +18,9 @@ from .salesforce import NEW_EVENTS, ReplayId
 from .states import Host, State
 
 LOGGER = logging.getLogger(__name__)
+
+#: How often an answer that cannot be read is asked for before its events are skipped.
+MAX_UNREADABLE: Final = 3
 
 
 class Renewal:
@@ -39,16 +44,20 @@ class Renewal:
         self._one_by_one = False
         #: The channel whose events the next connect is to bring, if they are fetched one by one.
         self.probed: Subscription | None = None
+        # What is in the last answer that could not be read.
+        self._unreadable = b""
+        #: How often that has come in a row.
+        self.times_unreadable = 0
 
-    def begin(self, subscriptions: Iterable[Subscription], *, one_by_one: bool) -> None:
+    def begin(self, subscriptions: Iterable[Subscription]) -> None:
         """Begin anew, in a new session.
 
         :param subscriptions: the channels
-        :param one_by_one: whether to connect after each, to learn which of them brings trouble
         """
         self._waiting = list(subscriptions)
         self._deferred.clear()
-        self._one_by_one = one_by_one
+        # With a connect after each it shows which of them brings what cannot be read.
+        self._one_by_one = self.times_unreadable >= MAX_UNREADABLE
         self.probed = None
         for subscription in self._waiting:
             subscription.fell_back = False
@@ -102,12 +111,22 @@ class Renewal:
         if was_deferred and not self._deferred and self._recovery.state is State.CONNECTED:
             self._recovery.recovered()
 
-    def skip(self, subscription: Subscription, cause: TransportError) -> None:
-        """Go on with the new events of a channel, since those before cannot be read.
+    def unreadable(self, failure: Failure, channel: Subscription | None) -> None:
+        """Note that an answer could not be read, and skip its events if it has come too often.
 
-        :param subscription: the channel
-        :param cause: why not
+        :param failure: says why not
+        :param channel: whose events are in it, if they can only be those of one
         """
+        is_same = failure.digest == self._unreadable
+        self._unreadable = failure.digest
+        self.times_unreadable = self.times_unreadable + 1 if is_same else 1
+        suspect = channel or self.probed
+        if suspect is not None and self.times_unreadable > MAX_UNREADABLE:
+            self.times_unreadable = 0
+            self._skip(suspect, failure.error)
+
+    def _skip(self, subscription: Subscription, cause: TransportError) -> None:
+        """Go on with the new events of a channel, since those before cannot be read."""
         replay_id = subscription.resume
         error = ServerError(
             f"Events on {subscription.channel} after replay id {replay_id!r:.200} cannot be read and are skipped, the"

@@ -46,9 +46,6 @@ from .writer import Writer
 
 LOGGER = logging.getLogger(__name__)
 
-#: How often an answer that cannot be read is asked for before its events are skipped.
-MAX_UNREADABLE: Final = 3
-
 _ENDED: Final = "Connection closed by the server for good; open the client again to go on"
 
 
@@ -86,9 +83,6 @@ class Session:
         self._renewal = Renewal(host, self.channels, self.recovery)
         self._server_left = False
         self._odd = Once()
-        # What the last answer that could not be read had in it, and how often that came in a row.
-        self._unreadable = b""
-        self._times_unreadable = 0
 
     # What comes next
 
@@ -204,7 +198,9 @@ class Session:
         """
         # Before its channels are subscribed a session should bring nothing; what it brings comes again.
         if ticket.epoch != self.epoch or ticket.request["channel"] == HANDSHAKE:
-            return [], self.channels.drop(messages, ticket, left=left)
+            if not left:
+                self.channels.abandon(ticket, lost=False)
+            return [], messages
         return self.channels.receive(messages, ticket, left=left)
 
     def take_reply(self, others: list[JsonObject], ticket: Ticket) -> JsonObject | None:
@@ -274,8 +270,7 @@ class Session:
 
     def _begin(self, client_id: str) -> None:
         self.epoch += 1
-        one_by_one = self._times_unreadable >= MAX_UNREADABLE
-        self._renewal.begin(self.channels.subscriptions.values(), one_by_one=one_by_one)
+        self._renewal.begin(self.channels.subscriptions.values())
         pending = self._renewal.pending
         self.recovery.enter(State.RESUBSCRIBING if pending else State.CONNECTING, "handshake done")
         self.recovery.begun(client_id)
@@ -322,7 +317,7 @@ class Session:
             # Its events could be read.
             self._renewal.probed = None
             return
-        self._times_unreadable = 0
+        self._renewal.times_unreadable = 0
         self.recovery.connected(now, events=events, complete=not self._renewal.deferred)
 
     def _recover(self, verdict: Verdict, reply: JsonObject, now: float) -> None:
@@ -339,13 +334,7 @@ class Session:
         :param channel: the one channel whose events these are, if it is one
         """
         if failure.trouble is Trouble.UNREADABLE:
-            same = failure.digest == self._unreadable
-            self._unreadable = failure.digest
-            self._times_unreadable = self._times_unreadable + 1 if same else 1
-            suspect = channel or self._renewal.probed
-            if suspect is not None and self._times_unreadable > MAX_UNREADABLE:
-                self._times_unreadable = 0
-                self._renewal.skip(suspect, failure.error)
+            self._renewal.unreadable(failure, channel)
         self.recovery.failed(failure, now)
 
     # Subscribing again
