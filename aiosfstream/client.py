@@ -442,9 +442,9 @@ class Client(BaseClient):
             await turn.take()
         try:
             mailbox = mailbox_of(self) if receives_plainly(self) else None
-            message = None if mailbox is None else take_stored(mailbox, policy.direct)
+            message = take_stored(mailbox, policy.direct)
             if message is None:
-                message = None if mailbox is None else take_plain(mailbox)
+                message = take_plain(mailbox)
                 if message is None:
                     message = await _received(self, super().receive())
                 await _store_or_put_back(policy, message)

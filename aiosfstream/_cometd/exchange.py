@@ -438,8 +438,7 @@ class _Envelope:
 
     def is_authorized_by(self, authorization: Secret | None) -> bool:
         """Say whether that is its header."""
-        known = None if authorization is None else authorization.reveal
-        return self.headers.get("Authorization") == (known and known())
+        return self.headers.get("Authorization") == (authorization and authorization.reveal())
 
     @property
     def token(self) -> Secret:

@@ -74,15 +74,15 @@ async def iterate(source: Source) -> AsyncIterator[JsonObject]:
             yield message
 
 
-def take_stored(mailbox: Mailbox, store: Store | None) -> JsonObject | None:
+def take_stored(mailbox: Mailbox | None, store: Store | None) -> JsonObject | None:
     """Take the next message, if it is an ordinary one whose marker can be stored without waiting.
 
-    :param mailbox: where it is taken from
+    :param mailbox: where it is taken from, if there is one
     :param store: stores its marker; None if nothing can without waiting
     :return: the message, or None if there is none, or it takes more
     :raises ReplayError: if storing fails; the message stays the next one
     """
-    if store is None or not mailbox.items:
+    if store is None or mailbox is None or not mailbox.items:
         return None
     message = mailbox.items[0]
     # An error is raised by receive(), and so is what aiocometd makes an error of.
@@ -101,13 +101,13 @@ def take_stored(mailbox: Mailbox, store: Store | None) -> JsonObject | None:
     return message
 
 
-def take_plain(mailbox: Mailbox) -> JsonObject | None:
+def take_plain(mailbox: Mailbox | None) -> JsonObject | None:
     """Take the next message, if it is an ordinary one, and leave its marker to the caller.
 
-    :param mailbox: where it is taken from
+    :param mailbox: where it is taken from, if there is one
     :return: the message, or None if there is none, or it is out of the ordinary
     """
-    if not mailbox.items or isinstance(mailbox.items[0], Exception):
+    if mailbox is None or not mailbox.items or isinstance(mailbox.items[0], Exception):
         return None
     return None if "successful" in mailbox.items[0] else mailbox.take()
 
