@@ -747,8 +747,10 @@ class AccessTokenAuthenticator(AuthenticatorBase):
     recovers; to say otherwise, let it raise :exc:`~aiosfstream.AuthenticationError`.
 
     :param instance_url: the base URL of the org's API, with or without scheme
-    :param access_token: the token, or an async (or plain) callable that gives it, which is called again
-        when the token is refused
+    :type instance_url: str
+    :param access_token: the token, or a function that returns it (a coroutine function or a plain
+        one), which is called again when the token is refused
+    :type access_token: str | Callable[[], str | Awaitable[str]]
     :raises TypeError: if *access_token* is neither
     :raises ValueError: if *instance_url* is not https, or a fixed *access_token* cannot be one
     """

@@ -1,5 +1,6 @@
 """Sphinx configuration."""
 
+import re
 from html import escape
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,6 +28,7 @@ exclude_patterns = ["_build"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
+autodoc_preserve_defaults = True
 # A reference into the package must lead somewhere. Foreign ones would need an inventory from the
 # network, and the names of type aliases have no page.
 nitpicky = True
@@ -67,12 +69,34 @@ ALIASES = {
     "ssl_module.SSLContext": "ssl.SSLContext",
 }
 
+# What stands in a signature for a private name, or for one that says nothing to the reader.
+DEFAULTS = {
+    "_NOT_GIVEN": "API_VERSION",
+    "MAX_ANSWER_SIZE": "64 * 1024 * 1024",
+    "RETRY_THEN_STOP": "Retry()",
+}
+
 
 def resolve_alias(
     app: Sphinx, env: BuildEnvironment, node: nodes.Element, content: nodes.Element
 ) -> nodes.Node | None:
     meaning = ALIASES.get(node.get("reftarget", ""))
     return None if meaning is None else nodes.emphasis(meaning, meaning)
+
+
+def write_defaults(
+    app: Sphinx,
+    what: str,
+    name: str,
+    obj: object,
+    options: object,
+    signature: str,
+    result: str,
+) -> tuple[str, str]:
+    """Write default values as the reader knows them."""
+    for default, meaning in DEFAULTS.items():
+        signature = signature and signature.replace(f"={default}", f"={meaning}")
+    return signature, result
 
 
 class Picture(SphinxDirective):
@@ -93,6 +117,19 @@ class Picture(SphinxDirective):
             caption, *_ = self.parse_content_to_nodes()
             figure += nodes.caption("", "", *caption.children)
         return [figure]
+
+
+def keep_words_whole(
+    app: Sphinx,
+    name: str,
+    template: str,
+    context: dict[str, Any],
+    doctree: nodes.Node | None,
+) -> None:
+    """Mark short words of code, so that no line breaks after the hyphens of ``--replay``."""
+    if "body" in context:
+        short = r'<span class="pre">(?=[^<]{1,24}</span>)'
+        context["body"] = re.sub(short, '<span class="pre whole">', context["body"])
 
 
 STUB = """<!DOCTYPE html>
@@ -122,4 +159,6 @@ def write_redirects(app: Sphinx, exception: Exception | None) -> None:
 def setup(app: Sphinx) -> None:
     app.add_directive("picture", Picture)
     app.connect("missing-reference", resolve_alias)
+    app.connect("autodoc-process-signature", write_defaults)
+    app.connect("html-page-context", keep_words_whole)
     app.connect("build-finished", write_redirects)

@@ -50,7 +50,7 @@ class OAuth:
     user_id: str = "005000000000001AAA"
     tokens: set[str] = field(default_factory=set, repr=False)
     codes: dict[str, tuple[str, str]] = field(default_factory=dict, repr=False)
-    _numbers: Any = field(default_factory=lambda: itertools.count(1), repr=False)
+    _numbers: Any = field(default_factory=lambda: itertools.count(1), init=False, repr=False)
 
     def issue(self) -> str:
         """Make an access token that is valid."""

@@ -1,5 +1,4 @@
-// On a phone the rows of a table become blocks, and the headings are out of sight: give each cell
-// the heading of its column.
+// On a phone the rows of a table become blocks: give each cell the heading of its column.
 document.addEventListener("DOMContentLoaded", () => {
   for (const table of document.querySelectorAll("table.docutils")) {
     const labels = [...table.querySelectorAll("thead th")].map((cell) => cell.textContent.trim());
