@@ -463,6 +463,8 @@ class RefreshTokenAuthenticator(SecretMixin):
     :raises ValueError: if the key or the refresh token is empty, or *login_url* cannot be logged in at
     """
 
+    #: Seconds that a log-in may take: more than others, since the new refresh token is in the answer.
+    request_timeout: float = 30.0
     #: The refresh token; the newest one if they rotate.
     refresh_token: str = hidden()
 

@@ -37,8 +37,8 @@ __all__ = [
     "timeout_of",
 ]
 
-#: Seconds for a token request.
-REQUEST_TIMEOUT: Final = 30.0
+#: Seconds for a token request, so that a stream is back in 15 where the last one was never answered.
+REQUEST_TIMEOUT: Final = 14.0
 #: The attributes whose values nobody may see.
 SECRET_NAMES: Final = ("access_token", "refresh_token", "client_secret", "password")
 _MISSING: Final = object()
