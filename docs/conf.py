@@ -119,17 +119,27 @@ class Picture(SphinxDirective):
         return [figure]
 
 
-def keep_words_whole(
+def break_words(
     app: Sphinx,
     name: str,
     template: str,
     context: dict[str, Any],
     doctree: nodes.Node | None,
 ) -> None:
-    """Mark short words of code, so that no line breaks after the hyphens of ``--replay``."""
+    """Say where words of code may be broken: short ones, such as ``--replay``, nowhere."""
+
+    def broken(match: re.Match[str]) -> str:
+        word = match[1]
+        if len(word) < 25:
+            return f'<span class="pre whole">{word}</span>'
+        if len(word) > 36:
+            word = re.sub(r"([:/,?_(=.])", r"\1<wbr>", word)
+        return f'<span class="pre">{word}</span>'
+
     if "body" in context:
-        short = r'<span class="pre">(?=[^<]{1,24}</span>)'
-        context["body"] = re.sub(short, '<span class="pre whole">', context["body"])
+        context["body"] = re.sub(
+            r'<span class="pre">([^<]*)</span>', broken, context["body"]
+        )
 
 
 STUB = """<!DOCTYPE html>
@@ -160,5 +170,5 @@ def setup(app: Sphinx) -> None:
     app.add_directive("picture", Picture)
     app.connect("missing-reference", resolve_alias)
     app.connect("autodoc-process-signature", write_defaults)
-    app.connect("html-page-context", keep_words_whole)
+    app.connect("html-page-context", break_words)
     app.connect("build-finished", write_redirects)

@@ -679,7 +679,7 @@ async def test_the_example_keeps_its_refresh_token_for_the_next_start(
 @pytest.mark.parametrize(
     ("fault", "verdict"),
     [
-        (OAuthError("invalid_grant", "authentication failure"), "somebody has to look at this"),
+        (OAuthError("invalid_grant", "authentication failure"), "a person must look at this"),
         (Status(503), "try again later"),
     ],
 )

@@ -115,7 +115,7 @@ REPLIES: Final = (
         logs_in=True,
     ),
     Row(
-        "the server does not know the session any more",
+        "the server no longer knows the session",
         refuse("403::Unknown client", "402::Unknown client", advice={"reconnect": "handshake"}),
         FINE,
         FINE,
@@ -134,7 +134,7 @@ REPLIES: Final = (
         FINE,
     ),
     Row(
-        "the replay id is not known, or out of the retention window",
+        "the replay id is unknown, or older than the retention window",
         refuse("400::The replayId {82} you provided was invalid. Please provide a valid ID"),
         ServerError,
         FINE,

@@ -93,7 +93,7 @@ REFUSALS: Final = (
     ),
     Refusal("the token is refused", _says(r"401\b"), Verdict.LOG_IN, Verdict.LOG_IN),
     Refusal(
-        "the server does not know the session any more",
+        "the server no longer knows the session",
         _says(
             r"402\b|403\b.{0,100}(unknown.client|not completed handshake|(session.unknown|unknown.session))"
         ),
@@ -109,7 +109,7 @@ REFUSALS: Final = (
     # "400::The replayId {82} you provided was invalid. ..." and "400::The replayId for channel {/topic/x}
     # wasn't found using the provided replay ID map {{}}. ..."
     Refusal(
-        "the replay id is not known, or out of the retention window",
+        "the replay id is unknown, or older than the retention window",
         _says(
             r"400\b.{0,20}the replay\s?id\b(.{0,2000}you provided was invalid|"
             r".{0,2000}wasn.t found using the provided replay)"

@@ -22,7 +22,7 @@ async def main() -> None:
             async for message in client:
                 print(message["data"]["payload"])
     except AuthenticationError as error:
-        print("try again later" if error.retryable else "somebody has to look at this")
+        print("try again later" if error.retryable else "a person must look at this")
         print(error)
 
 

@@ -10,7 +10,7 @@ async def main() -> None:
         consumer_key=os.environ["SALESFORCE_CONSUMER_KEY"],
         consumer_secret=os.environ["SALESFORCE_CONSUMER_SECRET"],
         username=os.environ["SALESFORCE_USERNAME"],
-        # The security token follows the password without a gap.
+        # Append the security token to the password, without a space.
         password=os.environ["SALESFORCE_PASSWORD"],
         login_url=os.environ["SALESFORCE_LOGIN_URL"],
     ) as client:

@@ -1,7 +1,7 @@
 """Hand every event over to Celery.
 
 ``python celery_orders.py`` takes the events, ``celery -A celery_orders worker``
-processes them, on as many machines as wanted.
+processes them, on as many machines as you like.
 """
 
 import os

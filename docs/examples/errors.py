@@ -30,8 +30,8 @@ async def stream(client: Client) -> None:
             # The message is not lost: the next round gets it again.
             print("cannot store the marker:", error, flush=True)
             await asyncio.sleep(1)
-        # A ServerError names the channel that is lost: going on would mean to wait for
-        # events that never come. So it ends the program, and so does any other error.
+        # A ServerError names the channel that is lost: continuing would mean waiting
+        # for events that never come. So it ends the program, as does any other error.
 
 
 async def main() -> None:

@@ -1,4 +1,4 @@
-"""Tell Kubernetes, or whatever else supervises this program, how it is."""
+"""A health endpoint for Kubernetes, or for whatever else supervises the program."""
 
 import os
 from typing import Any
@@ -65,7 +65,7 @@ async def main() -> None:
             await run(
                 client,
                 {"/event/Low_Ink__e": process},
-                # For what starts it again whatever its exit status is.
+                # For supervisors that restart it whatever its exit status is.
                 pause_when_refused=float(os.environ.get("REFUSED_PAUSE", "0")),
             )
         finally:

@@ -15,7 +15,7 @@ from aiosfstream import (
     run_program,
 )
 
-# Where all this goes is set by whoever starts the program.
+# Whoever starts the program configures where all this goes.
 meter = metrics.get_meter("salesforce-events")
 tracer = trace.get_tracer("salesforce-events")
 events = meter.create_counter("salesforce.events", unit="{event}")

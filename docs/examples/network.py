@@ -1,4 +1,4 @@
-"""Go through a proxy, and trust a certificate authority of one's own."""
+"""Go through a proxy, and trust a certificate authority of your own."""
 
 import os
 import ssl
@@ -25,7 +25,7 @@ async def main() -> None:
         authenticator,
         session_factory=partial(aiohttp.ClientSession, proxy=proxy),
         ssl=ssl.create_default_context(cafile=os.environ.get("CA_FILE")),
-        # This proxy cuts what is silent for a minute: ask for an answer before that.
+        # This proxy cuts connections that are silent for a minute: ask for answers sooner.
         poll_timeout=45.0,
     )
     await run(client, {"/event/Low_Ink__e": show})

@@ -63,7 +63,7 @@ async def main() -> None:
                     values = (fields["Printer__c"], fields["Ink_Percentage__c"])
                     database.execute("INSERT INTO results VALUES (?, ?)", values)
     finally:
-        # What was written without its marker is taken back, and comes again.
+        # What was written without its marker is rolled back, and arrives again.
         database.close()
 
 
