@@ -289,8 +289,10 @@ class Recovery:
         :param delay: seconds; not what the server, or the org, has asked for
         :param now: the time, in seconds
         """
-        elapsed = 0.0 if self._waiting_since is None else now - self._waiting_since
-        return max(delay - elapsed, 0.0)
+        if self._waiting_since is None or now < self._waiting_since:
+            # An attempt may be given up before its own delay has passed.
+            return delay
+        return max(delay - (now - self._waiting_since), 0.0)
 
     def _retry_after(self, delay: float, error: Exception) -> None:
         self._delay = delay
