@@ -118,7 +118,7 @@ class _Shown(Generic[StateT]):
 class AuthenticatorBase(AuthExtension):
     """Logs in, keeps the token, and puts it into every request.
 
-    A subclass writes :meth:`_authenticate`, which asks a token endpoint. The base does the rest. It
+    A subclass writes :meth:`_authenticate`, which asks a token endpoint. The base does the rest: it
     checks the answer, makes one log-in at a time, however many callers ask for it, and turns every
     failure into :exc:`~aiosfstream.AuthenticationError`.
 
@@ -131,7 +131,7 @@ class AuthenticatorBase(AuthExtension):
     :param json_dumps: serialises what is sent, to str or bytes
     :param json_loads: parses what is received, from str (or bytes, if it is orjson's)
     :param login_url: a My Domain or Experience Cloud URL to log in at instead, with or without scheme
-    :raises ValueError: if *login_url* is no place to log in at
+    :raises ValueError: if *login_url* cannot be used
     """
 
     #: Seconds that a log-in may take.
@@ -193,9 +193,9 @@ class AuthenticatorBase(AuthExtension):
     async def _authenticate(self) -> tuple[int, dict[str, Any]]:
         """Ask the token endpoint.
 
-        The one method that a subclass writes. An exception that it raises becomes an
-        :exc:`~aiosfstream.AuthenticationError`, which is retryable if the network, a timeout or parsing
-        was the reason. An AuthenticationError of its own is passed on. The method may assign
+        The only method that a subclass must write. An exception that it raises becomes an
+        :exc:`~aiosfstream.AuthenticationError`, which is retryable if the cause was the network, a
+        timeout or parsing. An AuthenticationError of its own is passed on. The method may assign
         ``access_token`` and ``instance_url`` itself, and return ``200, {}``.
 
         :return: the HTTP status and the parsed answer
@@ -290,7 +290,7 @@ class SecretMixin(AuthenticatorBase):
     :param json_loads: parses what is received
     :param login_url: a My Domain or Experience Cloud URL to log in at instead
     :param verify_signature: check the answer's signature
-    :raises TypeError: if the key or the secret is no text
+    :raises TypeError: if the key or the secret is not text
     :raises ValueError: if the key is empty, or *login_url* cannot be logged in at
     """
 
@@ -352,7 +352,7 @@ has_flow(_WithSecret())(SecretMixin)
 class PasswordAuthenticator(SecretMixin):
     """The OAuth 2.0 username-password flow.
 
-    Orgs created in Summer '23 or later block it by default, and Salesforce has announced its end. Use
+    Orgs created since the Summer 2023 release block it by default, and Salesforce has announced its end. Use
     another flow if you can.
 
     :param consumer_key: the consumer key of the connected app
@@ -364,7 +364,7 @@ class PasswordAuthenticator(SecretMixin):
     :param json_loads: parses what is received
     :param login_url: a My Domain URL to log in at instead
     :param verify_signature: check the answer's signature, which covers its ``id`` and ``issued_at`` only
-    :raises TypeError: if the key, the secret, the user or the password is no text
+    :raises TypeError: if the key, the secret, the user or the password is not text
     :raises ValueError: if one of these is empty, or *login_url* cannot be logged in at
     """
 
@@ -459,7 +459,7 @@ class RefreshTokenAuthenticator(SecretMixin):
     :param on_token_refreshed: called with each new refresh token; a coroutine function, or a function
         that does not block
     :param verify_signature: check the answer's signature, which covers its ``id`` and ``issued_at`` only
-    :raises TypeError: if the key, the secret or the refresh token is no text
+    :raises TypeError: if the key, the secret or the refresh token is not text
     :raises ValueError: if the key or the refresh token is empty, or *login_url* cannot be logged in at
     """
 
@@ -535,7 +535,7 @@ class ClientCredentialsAuthenticator(SecretMixin):
     :param json_dumps: serialises what is sent
     :param json_loads: parses what is received
     :param verify_signature: check the answer's signature, which covers its ``id`` and ``issued_at`` only
-    :raises TypeError: if the key or the secret is no text
+    :raises TypeError: if the key or the secret is not text
     :raises ValueError: if one of these is empty, or if *login_url* cannot be logged in at, or is
         login.salesforce.com or test.salesforce.com
     """
@@ -619,7 +619,7 @@ class JWTBearerAuthenticator(AuthenticatorBase):
     :param login_url: a My Domain or Experience Cloud URL to log in at instead
     :param audience: the assertion's ``aud``; None: the right one for the login URL
     :raises ImportError: if PyJWT is not installed
-    :raises TypeError: if the key, the user or *private_key* is no text
+    :raises TypeError: if the key, the user or *private_key* is not text
     :raises ValueError: if one of these is empty, or *private_key* or *login_url* cannot be used
     """
 
@@ -745,8 +745,8 @@ class _Given(Flow):
 class AccessTokenAuthenticator(AuthenticatorBase):
     """A token that was obtained elsewhere: from a secret manager, the Salesforce CLI, another service.
 
-    What a callable raises counts as a failure that may pass, and is tried again while the client
-    recovers; to say otherwise, let it raise :exc:`~aiosfstream.AuthenticationError`.
+    If the function raises an exception, that counts as temporary, and it is called again while the
+    client recovers. If trying again is pointless, let it raise :exc:`~aiosfstream.AuthenticationError`.
 
     :param instance_url: the base URL of the org's API, with or without scheme
     :type instance_url: str

@@ -76,7 +76,7 @@ __all__ = [
 
 #: The path of the CometD endpoint below the instance URL.
 COMETD_PATH: Final = "cometd"
-#: The Salesforce API version used unless another is asked for (Spring '26). A program may set another
+#: The Salesforce API version used unless another is asked for (Spring 2026). A program may set another
 #: one here before it makes a client.
 API_VERSION = "66.0"
 # Equal but another object: shown as the default, and recognised where no version was given.
@@ -299,13 +299,13 @@ class Client(BaseClient):
         # A subclass may override it as in earlier releases, without the second parameter.
         @staticmethod
         def get_cometd_url(instance_url: str, *args: Any, **kwargs: Any) -> str:
-            """Give the URL of the CometD endpoint."""
+            """Return the URL of the CometD endpoint."""
 
     else:
 
         @staticmethod
         def get_cometd_url(instance_url: str, api_version: str = _NOT_GIVEN) -> str:
-            """Give the URL of the CometD endpoint.
+            """Return the URL of the CometD endpoint.
 
             :param instance_url: the URL of the org's instance, with or without a slash at its end
             :param api_version: the Salesforce API version
@@ -369,11 +369,10 @@ class Client(BaseClient):
 
             :param channel: the channel, such as ``/event/Low_Ink__e`` or ``/data/AccountChangeEvent``
             :param replay: where this subscription starts, in place of what the client's ``replay`` says:
-                a :class:`~aiosfstream.ReplayOption`, or the replay id of the last event that is not
-                wanted any more
+                a :class:`~aiosfstream.ReplayOption`, or a replay id, to start with the event after it
             :raises ClientInvalidOperation: if the client is closed
-            :raises ClientError: if *channel* is no name of a channel
-            :raises TransportError: if the request fails; what the server made of it is not known then
+            :raises ClientError: if *channel* is not the name of a channel
+            :raises TransportError: if the request fails; whether the server has received it is not known
             :raises ServerError: if the server refuses it
             :raises AuthenticationError: if the session must be renewed and the credentials are refused
             :raises ReplayError: if the marker cannot be read
@@ -409,7 +408,7 @@ class Client(BaseClient):
         :param data: what to publish
         :return: the server's reply
         :raises ClientInvalidOperation: if the client is closed
-        :raises ClientError: if *channel* is no name of a channel, or one of the protocol's own
+        :raises ClientError: if *channel* is not the name of a channel, or one of the protocol's own
         :raises TransportError: if the request fails, or *data* cannot be serialised
         :raises ServerError: if the server refuses it
         :raises AuthenticationError: if the session must be renewed and the credentials are refused
@@ -423,15 +422,15 @@ class Client(BaseClient):
     async def receive(self) -> JsonObject:
         """Wait for the next message.
 
-        Cancelling it never loses a message: the next call gives it. The same holds if its marker
+        Cancelling it never loses a message: the next call returns it. The same holds if its marker
         cannot be stored. Messages that are pending come before any error.
 
         :return: the message as the server sent it
         :raises ClientInvalidOperation: if the client is closed and nothing is pending
         :raises ServerError: if a channel cannot be resumed, which the error names; the others go on.
             If the server has ended the session for good; the client is closed then
-        :raises TransportError: if the endpoint answers in a way that no other attempt could change; the
-            client is closed then
+        :raises TransportError: if the endpoint rejects requests in a way that trying again would not
+            change; the client is closed then
         :raises TransportTimeoutError: if the connection is lost for longer than
             ``connection_timeout``; another call waits for it again
         :raises AuthenticationError: if the credentials are refused; another call tries them again

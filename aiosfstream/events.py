@@ -15,7 +15,7 @@ LOGGER = logging.getLogger("aiosfstream.client")
 
 
 class ConnectionEventKind(str, Enum):
-    """The changes of a connection that somebody who operates the program would want to know of."""
+    """What can happen to a connection."""
 
     #: The client has opened, or is connected again after a loss.
     CONNECTED = "connected"
@@ -50,7 +50,7 @@ class ConnectionEvent:
     """One change of a client's connection.
 
     :ivar kind: what changed
-    :ivar channel: the channel concerned, if it is one
+    :ivar channel: the channel, if the change is about one
     :ivar error: the cause, if there is one
     :ivar attempt: failures in a row so far, where an attempt follows
     :ivar delay: seconds until the next attempt, where one follows

@@ -15,7 +15,7 @@
 
 Each class also derives from aiocometd's class of the same name where there is one, so a handler
 written as ``except aiocometd.exceptions.ServerError`` still works. Nothing else leaves the
-public API: errors of aiohttp, of a JSON function, time-outs and errors of a marker storage are
+public API: errors of aiohttp, of a JSON function or of a marker storage, and timeouts, are
 turned into one of these, with the original as ``__cause__``.
 """
 
@@ -146,8 +146,8 @@ class TransportInvalidOperation(TransportError, cometd.TransportInvalidOperation
 class TransportTimeoutError(TransportError, cometd.TransportTimeoutError):
     """The connection has been lost for longer than ``connection_timeout``.
 
-    Its ``__cause__`` is the last error that kept the client from coming back. Recovery goes on
-    meanwhile: another :meth:`~aiosfstream.Client.receive` waits for its outcome.
+    Its ``__cause__`` is the last error that kept the client from coming back. The client keeps trying
+    to reconnect: another :meth:`~aiosfstream.Client.receive` waits for its outcome.
     """
 
 
@@ -196,7 +196,7 @@ class ServerError(AiosfstreamException, cometd.ServerError):
 
     @property
     def error_args(self) -> list[str] | None:
-        """The arguments in ``code:args:message``, or None if the text has not that form."""
+        """The arguments in ``code:args:message``, or None if the text has another form."""
         _, args, _ = self._error_parts()
         if args is None:
             return None
@@ -204,7 +204,7 @@ class ServerError(AiosfstreamException, cometd.ServerError):
 
     @property
     def error_message(self) -> str | None:
-        """The description in ``code:args:message``, or None if the text has not that form."""
+        """The description in ``code:args:message``, or None if the text has another form."""
         _, _, message = self._error_parts()
         return message
 

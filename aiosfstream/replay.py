@@ -178,8 +178,8 @@ class ReplayMarkerStorage(Extension):
             async def get_replay_marker(self, subscription): ...
             async def set_replay_marker(self, subscription, replay_marker): ...
 
-    What these raise reaches the application as :exc:`~aiosfstream.ReplayError`, and nothing is lost by
-    it.
+    If they raise an exception, the application gets :exc:`~aiosfstream.ReplayError`, and no event is
+    lost.
     """
 
     #: Where the next subscription starts, once, in place of the stored marker. The application may set
@@ -190,7 +190,7 @@ class ReplayMarkerStorage(Extension):
 
     @abstractmethod
     async def get_replay_marker(self, subscription: str) -> ReplayMarker | None:
-        """Give the stored marker.
+        """Return the stored marker.
 
         :param subscription: the channel, without a PushTopic filter's query
         :return: the marker, or None if there is none
@@ -248,7 +248,7 @@ class ReplayMarkerStorage(Extension):
             message.setdefault("ext", {})["replay"] = {key: replay_id}
 
     async def get_replay_id(self, subscription: str) -> int | None:
-        """Give the replay id after which a channel starts.
+        """Return the replay id after which a channel starts.
 
         :param subscription: the channel, without a PushTopic filter's query
         :return: the id, or None to leave it to the server, which then sends new events
@@ -259,8 +259,8 @@ class ReplayMarkerStorage(Extension):
     async def extract_replay_id(self, message: JsonObject) -> None:
         """Store the marker of a message, unless the stored one is newer.
 
-        A message without a replay id is passed over, and one without a date is stored as older than
-        any; both with one warning a channel.
+        A message without a replay id is not stored, and one without a date is stored as older than any
+        other. Both are logged once for each channel.
 
         :param message: an event
         :raises ReplayError: if the marker cannot be read or stored
@@ -283,7 +283,7 @@ class ReplayMarkerStorage(Extension):
 
     @staticmethod
     def get_message_date(message: JsonObject) -> str:
-        """Give the date of an event.
+        """Return the date of an event.
 
         :param message: a PushTopic, generic, platform or change event
         :return: its date as the server wrote it; a change event's ``commitTimestamp`` (milliseconds)
@@ -317,9 +317,9 @@ class ReplayMarkerStorage(Extension):
 
         The marker is stored if the block succeeds. With several messages in flight, called in the order
         in which they were received, it never passes one whose block has not ended. A block that fails
-        has ended: what is to become of its message is decided inside of the block. One that is
-        cancelled, and a message whose block was never entered, keep the marker from passing until
-        another block succeeds, so a program that is shut down loses nothing.
+        has ended: decide inside the block what to do with its message. A block that is cancelled or
+        never entered holds the marker back until another block succeeds, so a program that is shut
+        down loses nothing.
 
         :param message: the message, in flight from this call on
         :return: a context manager to be entered once
@@ -398,7 +398,7 @@ class DurableStorage(ReplayMarkerStorage):
         """
 
     def direct_store(self) -> Callable[[JsonObject], bool] | None:
-        """Give a function that stores the marker of an ordinary message without waiting.
+        """Return a function that stores the marker of an ordinary message without waiting.
 
         It returns whether it has done so. If not,
         :meth:`~aiosfstream.ReplayMarkerStorage.extract_replay_id` is called for the message. Both must
@@ -713,7 +713,7 @@ def attachment_of(storage: ReplayMarkerStorage) -> Attachment:
 
 
 def direct_store_of(storage: ReplayMarkerStorage) -> Callable[[JsonObject], bool] | None:
-    """Give a function that stores the marker of an ordinary message without waiting.
+    """Return a function that stores the marker of an ordinary message without waiting.
 
     It returns whether it has done so; if not, :func:`store_marker` is to be called. Ask for it anew after
     :func:`attach`. At 200 events a response it makes iterating 61 % faster.
@@ -846,7 +846,7 @@ class MappingStorage(ReplayMarkerStorage):
         ``{"date": ..., "replay_id": ...}``, or a plain replay id or option; it is replaced by a marker
         when the first message is handed over. It is asked by ``mapping[channel]``, so the default of a
         :class:`~collections.defaultdict` counts
-    :raises TypeError: if it is no mutable mapping
+    :raises TypeError: if it is not a mutable mapping
     """
 
     def __init__(self, mapping: MutableMapping[str, Any]) -> None:
@@ -934,7 +934,7 @@ class DefaultMappingStorage(DefaultReplayIdMixin, MappingStorage):
 
     :param mapping: channels to markers
     :param default_id: a replay option or replay id
-    :raises TypeError: if *mapping* is no mutable mapping
+    :raises TypeError: if *mapping* is not a mutable mapping
     """
 
     def __init__(self, mapping: MutableMapping[str, Any], default_id: int) -> None:

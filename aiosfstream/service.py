@@ -66,9 +66,9 @@ REFUSALS_FORGOTTEN: Final = 1800.0
 class ExitStatus(IntEnum):
     """The exit statuses of :func:`~aiosfstream.run_program`; the numbers are those of ``sysexits.h``."""
 
-    #: It was asked to stop, and did.
+    #: It has stopped as it was asked to.
     STOPPED = 0
-    #: A handler failed for good, or an error that is none of this package's.
+    #: A handler failed for good, or another exception ended the program.
     FAILED = 1
     #: The server refuses a channel or the session, or there is no streaming endpoint at its address.
     UNAVAILABLE = 69
@@ -115,7 +115,7 @@ class Retry:
     then: OnError | None = None
 
     def __call__(self, failure: HandlerFailure) -> float | Awaitable[float | None] | None:
-        """Give the delay before the next attempt, or what ``then`` decides after the last.
+        """Return the delay before the next attempt, or what ``then`` decides after the last.
 
         :raises Exception: the handler's error, after the last attempt without a ``then``
         """
@@ -234,10 +234,10 @@ async def run(
 def run_program(
     main: Coroutine[Any, Any, object], *, log_level: int | str = logging.WARNING
 ) -> NoReturn:
-    """Run the coroutine of a program, and end the process with the status that its outcome has.
+    """Run the coroutine of a program, and end the process with the exit status for its outcome.
 
     Log records go to standard error, unless logging has been set up already. SIGTERM cancels the
-    coroutine as Ctrl-C does, so that ``async with client`` says goodbye to the server; while :func:`run`
+    coroutine as Ctrl-C does, so that ``async with client`` ends the session; while :func:`run`
     runs, both signals are its own.
 
     :param main: the coroutine, such as one that calls :func:`run`
@@ -259,7 +259,7 @@ def run_program(
 
 
 def exit_status(error: BaseException | None) -> ExitStatus:
-    """Give the exit status for what :func:`run` raised.
+    """Return the exit status for what :func:`run` raised.
 
     :param error: the error; None: it was asked to stop
     """

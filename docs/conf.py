@@ -1,7 +1,7 @@
 """Sphinx configuration."""
 
 import re
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -129,10 +129,10 @@ def break_words(
     """Say where words of code may be broken: short ones, such as ``--replay``, nowhere."""
 
     def broken(match: re.Match[str]) -> str:
-        word = match[1]
-        if len(word) < 25:
+        word, length = match[1], len(unescape(match[1]))
+        if length < 25:
             return f'<span class="pre whole">{word}</span>'
-        if len(word) > 36:
+        if length > 36:
             word = re.sub(r"([:/,?_(=.])", r"\1<wbr>", word)
         return f'<span class="pre">{word}</span>'
 

@@ -117,7 +117,7 @@ class MarkerFile:
             self._connected()
 
     def read(self, channel: str) -> ReplayMarker | None:
-        """Give the stored marker.
+        """Return the stored marker.
 
         :param channel: the channel
         """

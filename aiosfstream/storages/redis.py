@@ -107,7 +107,7 @@ class RedisStorage(DefaultReplayIdMixin, DurableStorage):
     Opening a client checks whether it may use them.
 
     :param client: a :class:`redis.asyncio.Redis`, a :class:`redis.asyncio.RedisCluster`, or a client with the
-        same commands. Closing it remains your task
+        same commands. Closing it is up to you
     :param prefix: the beginning of the keys' names, such as ``"orders:markers:"``. Give each application
         its own
     :param default_id: a replay option or replay id for channels without a marker; None: new events
@@ -216,7 +216,7 @@ class RedisStorage(DefaultReplayIdMixin, DurableStorage):
     # Markers
 
     async def get_replay_marker(self, subscription: str) -> ReplayMarker | None:
-        """Give the stored marker.
+        """Return the stored marker.
 
         :param subscription: the channel, without a PushTopic filter's query
         :return: the marker, or None if there is none

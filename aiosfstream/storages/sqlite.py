@@ -95,7 +95,7 @@ class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
     this one file, which can be mounted or copied on its own.
 
     Only the owner may read or write the file (mode 600). The permissions of an existing file are changed
-    to that. Symbolic links are not followed. A forked process opens the file anew.
+    to that. Symbolic links are not followed. A forked process opens the file again.
 
     :param path: the file, which is created if it does not exist
     :param default_id: a replay option or replay id for channels without a marker; None: new events

@@ -1,6 +1,6 @@
-"""What applications need to test themselves without an org.
+"""What applications need for tests without an org.
 
-:class:`StreamingServer` is a Salesforce-like org on loopback. The pytest fixture
+:class:`StreamingServer` behaves like an org, on the loopback interface. The pytest fixture
 ``salesforce_server`` runs one for a test; it is there wherever this package is installed.
 """
 

@@ -248,7 +248,7 @@ class Insert(Fault):
 
 @dataclass(frozen=True)
 class Advise(Fault):
-    """Give the replies in the answer an advice.
+    """Put an advice into the replies of the answer.
 
     :ivar advice: the ``advice`` field
     """

@@ -87,7 +87,7 @@ class Publishing(Controlled):
 
     @control
     def replay_ids(self, channel: str) -> list[Any]:
-        """Give the replay ids of the events that are retained on *channel*, in order."""
+        """Return the replay ids of the events that are retained on *channel*, in order."""
         events = self.parts.bus.channel(check_channel(channel)).events
         return [event.replay_id for event in events]
 

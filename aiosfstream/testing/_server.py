@@ -33,11 +33,11 @@ class StreamingServer(LoggingIn, Publishing, Breaking, Looking):
             ...
             server.publish("/event/Low_Ink__e", {"Ink_Percentage__c": 0.2})
 
-    It behaves as the Streaming API Developer Guide says that Salesforce does. Everything that steers
+    It behaves as the Streaming API Developer Guide says that Salesforce does. Everything that controls
     it is an ordinary function, which takes effect before it returns and may be called from any
     thread. What fails in the server is raised at the end of the block.
 
-    The arguments are attributes as well, which may be changed while it runs, but where it says so.
+    The arguments are also attributes, which may be changed while it runs unless it says otherwise.
 
     :param session_timeout: seconds after an answer until a session without a request is deleted
     :param hold_timeout: seconds that a connect is held without events
