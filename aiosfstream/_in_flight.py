@@ -162,13 +162,22 @@ class InFlight:
 
         :param place: of the message
         """
-        # May run in any thread and at any moment, so it touches nothing that others are changing.
         self.abandoned.append(place)
-        LOGGER.warning(
-            "The processing of a message on %s was cancelled or never begun, its marker is not"
-            " stored; a new start gives it again unless a later one has been stored by then",
-            shown(channel_of(place.message)),
-        )
+        _warn_of(place)
+
+    def drop(self, place: Place) -> None:
+        """Note what :meth:`abandon` notes, in a destructor.
+
+        :param place: of the message
+        """
+        # May run in any thread and at any moment, so it touches nothing that others are changing, and does not
+        # even write a log: the handler's locks may be taken, by this very thread.
+        self.abandoned.append(place)
+        try:
+            asyncio.get_running_loop().call_soon(_warn_of, place)
+        except RuntimeError:
+            # Nothing else runs in this thread.
+            _warn_of(place)
 
     def _leave(self, rules: Rules, place: Place, done: JsonObject | None) -> None:
         before = place.line.leave(place)
@@ -195,6 +204,14 @@ class InFlight:
             place.held = None
             rules.passed_over(place.message)
             self._leave(rules, place, None)
+
+
+def _warn_of(place: Place) -> None:
+    LOGGER.warning(
+        "The processing of a message on %s was cancelled or never begun, its marker is not"
+        " stored; a new start gives it again unless a later one has been stored by then",
+        shown(channel_of(place.message)),
+    )
 
 
 def channel_of(message: JsonObject) -> object:

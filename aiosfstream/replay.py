@@ -799,7 +799,7 @@ class ReplayMarkerStorageContextManager:
     def __del__(self) -> None:
         block = _BLOCK.of(self)
         if block is not None and not block.ended:
-            _NOTES.of(self.replay_storage).in_flight.abandon(block.place)
+            _NOTES.of(self.replay_storage).in_flight.drop(block.place)
 
 
 def _block_of(manager: ReplayMarkerStorageContextManager) -> _Block:

@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import logging
+import threading
 from typing import Any
 from unittest import mock
 
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiosfstream import _in_flight as module
 from aiosfstream.exceptions import ReplayError
 from aiosfstream.replay import (
     MappingStorage,
@@ -322,10 +325,30 @@ async def test_a_message_that_nobody_processes_does_not_block_for_ever(
     second = storage(platform(2))
     del forgotten
     gc.collect()
+    await asyncio.sleep(0)
     assert "cancelled or never begun" in caplog.text
     async with second:
         pass
     assert storage.writes == [2]
+
+
+async def test_a_destructor_writes_no_log_where_it_runs() -> None:
+    # That may be within a handler that has just taken its lock, as that of a queue has one.
+    lock = threading.Lock()
+    locked: list[bool] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: locked.append(lock.locked())  # type: ignore[method-assign]
+    module.LOGGER.addHandler(handler)
+    try:
+        storage = SlowStorage()
+        forgotten: Any = storage(platform(1))
+        with lock:
+            del forgotten
+            gc.collect()
+        await asyncio.sleep(0)
+    finally:
+        module.LOGGER.removeHandler(handler)
+    assert locked == [False]
 
 
 async def test_a_forgotten_message_in_the_middle() -> None:

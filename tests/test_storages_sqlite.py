@@ -197,10 +197,56 @@ async def test_forgetting_to_close_leaves_no_file_open(path: Path) -> None:
     assert len(threads) == 1
     del storage
     gc.collect()
-    threads[0].join(10)
-    assert not threads[0].is_alive()
+    await until(lambda: not threads[0].is_alive())
     # An open connection would keep the log beside the file.
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_a_storage_of_a_loop_that_has_ended_is_closed_too(path: Path, *, is_over: bool) -> None:
+    storage: Any = SQLiteStorage(path)
+    loop = asyncio.new_event_loop()
+    try:
+        if is_over:
+            loop.run_until_complete(storage.extract_replay_id(event(1)))
+        loop.run_until_complete(storage.markers())
+        [thread] = [t for t in threading.enumerate() if t.name.startswith("aiosfstream sqlite")]
+    finally:
+        loop.close()
+    del storage
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+#: Drops a storage where the garbage collector may do so: while its thread gives work to another one.
+DROPPED = """
+import asyncio, gc, sys
+from concurrent.futures import thread
+from aiosfstream import SQLiteStorage
+
+async def main():
+    storage = SQLiteStorage(sys.argv[1])
+    await storage.markers()
+    storage.itself = storage
+    del storage
+    with thread._global_shutdown_lock:
+        gc.collect()
+    print("went on")
+
+asyncio.run(main())
+"""
+
+
+def test_a_destructor_takes_no_lock(path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DROPPED, path],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.stdout == "went on\n", done.stderr
 
 
 # Committing in groups

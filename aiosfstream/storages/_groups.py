@@ -6,12 +6,14 @@ import asyncio
 import functools
 import logging
 import os
+import threading
 import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Final, TypeVar
 
 from ..exceptions import ReplayError
@@ -70,6 +72,8 @@ class Groups:
         #: Why the last attempt has failed; None if it went well.
         self.failure: BaseException | None = None
         self.thread: ThreadPoolExecutor | None = None
+        #: The event loop in which markers were stored last.
+        self.loop: asyncio.AbstractEventLoop | None = None
         self._scheduled: asyncio.Handle | None = None
         _ALL.add(self)
 
@@ -87,7 +91,8 @@ class Groups:
         if waiting is not new:
             waiting.merge(new)
         if self._scheduled is None:
-            self._scheduled = asyncio.get_running_loop().call_soon(self._turn_ended)
+            self.loop = asyncio.get_running_loop()
+            self._scheduled = self.loop.call_soon(self._turn_ended)
         elif time.monotonic() - self.pending_since >= GROUP_DELAY:
             self._write_next()
 
@@ -150,9 +155,13 @@ class Groups:
                 self._end_thread()
                 await asyncio.shield(asyncio.wrap_future(closing))
 
+    def drop(self) -> None:
+        """Have the file closed soon. Takes no lock, so that a destructor may call it."""
+        if self.thread is not None:
+            _CLOSER.take(self)
+
     def let_go(self) -> None:
         """Close the file and end the thread, without waiting for it."""
-        # May run in any thread, even in that one, so it must not wait for the file.
         if self.thread is not None:
             with suppress(RuntimeError):
                 self._submit(self.file.close)
@@ -240,6 +249,7 @@ class Groups:
 
     def _submit(self, work: Callable[[], ResultT]) -> Future[ResultT]:
         if self.thread is None:
+            _CLOSER.start()
             self.thread = ThreadPoolExecutor(1, thread_name_prefix="aiosfstream sqlite")
         return self.thread.submit(self._explained, work)
 
@@ -256,8 +266,52 @@ class Groups:
     def leave_to_parent(self) -> None:
         """Forget, in a process that was just forked, what belongs to the one that it came from."""
         self.pending, self.writing, self.waiters = {}, {}, []
-        self.job = self.job_loop = self.thread = self._scheduled = None
+        self.job = self.job_loop = self.thread = self.loop = self._scheduled = None
         self.failure = None
+
+
+class _Closer:
+    """Closes the files of storages that were dropped without being closed.
+
+    The garbage collector may run a destructor anywhere, even where its thread has just taken the locks that
+    it takes to give work to a thread: waiting for these would last for ever. So a destructor puts what is left
+    to do into a queue that is made for that, and a thread of its own does it.
+    """
+
+    def __init__(self) -> None:
+        self._dropped: SimpleQueue[Groups] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread, unless it runs."""
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._run, args=(self._dropped,), name="aiosfstream closer", daemon=True
+            )
+            self._thread.start()
+
+    def take(self, groups: Groups) -> None:
+        """Have the file of *groups* closed soon."""
+        self._dropped.put(groups)
+
+    @staticmethod
+    def _run(dropped: SimpleQueue[Groups]) -> None:
+        while True:
+            groups = dropped.get()
+            loop = groups.loop
+            try:
+                if loop is None:
+                    groups.let_go()
+                else:
+                    # It may have callbacks of the groups, which are used by one thread at a time.
+                    loop.call_soon_threadsafe(groups.let_go)
+            except RuntimeError:
+                # A loop that is closed calls nothing back.
+                groups.let_go()
+            del groups
+
+
+_CLOSER = _Closer()
 
 
 def _row(channel: str, pending: Pending) -> Row:
@@ -277,6 +331,9 @@ _ALL: Final[weakref.WeakSet[Groups]] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
+    # Of threads, a child process has only the one that has forked.
+    global _CLOSER  # noqa: PLW0603
+    _CLOSER = _Closer()
     for groups in list(_ALL):
         groups.leave_to_parent()
 

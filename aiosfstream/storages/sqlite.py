@@ -300,7 +300,7 @@ class SQLiteStorage(DefaultReplayIdMixin, DurableStorage):
     def __del__(self) -> None:
         state = _STATES.of(self)
         if state is not None:
-            state.groups.let_go()
+            state.groups.drop()
 
 
 _HOOKS: Final = Hooks(SQLiteStorage, "set_unless_newer")
