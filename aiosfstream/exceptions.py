@@ -237,7 +237,7 @@ class ReplayError(AiosfstreamException):
     """A replay marker could not be read, made or stored."""
 
 
-#: aiocometd's exception classes and ours that stand for them, most special first.
+#: aiocometd's exception classes and ours that stand for them, most specific first.
 EXCEPTION_PAIRS: Final[dict[type[Exception], type[AiosfstreamException]]] = {
     cometd.ClientInvalidOperation: ClientInvalidOperation,
     cometd.ClientError: ClientError,

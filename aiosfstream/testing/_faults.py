@@ -248,7 +248,7 @@ class Insert(Fault):
 
 @dataclass(frozen=True)
 class Advise(Fault):
-    """Put an advice into the replies of the answer.
+    """Put advice into the replies of the answer.
 
     :ivar advice: the ``advice`` field
     """

@@ -37,7 +37,7 @@ LOGGING = {
         "stderr": {"class": "logging.StreamHandler", "formatter": "json"},
     },
     "root": {"level": "WARNING", "handlers": ["stderr"]},
-    # INFO tells of each new session: a few lines a day. DEBUG is for a single client.
+    # INFO reports each new session: a few lines a day. DEBUG is for a single client.
     "loggers": {
         "aiosfstream": {"level": os.environ.get("LOG_LEVEL", "INFO")},
         "aiocometd": {"level": "ERROR"},

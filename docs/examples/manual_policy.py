@@ -44,4 +44,4 @@ if __name__ == "__main__":
     try:
         run_program(main())
     except ValueError as error:
-        sys.exit(f"stopped, and this event comes again at the next start: {error}")
+        sys.exit(f"stopped, and this event arrives again at the next start: {error}")

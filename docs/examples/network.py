@@ -25,7 +25,7 @@ async def main() -> None:
         authenticator,
         session_factory=partial(aiohttp.ClientSession, proxy=proxy),
         ssl=ssl.create_default_context(cafile=os.environ.get("CA_FILE")),
-        # This proxy cuts connections that are silent for a minute: ask for answers sooner.
+        # This proxy cuts connections that are silent for a minute: get answers sooner.
         poll_timeout=45.0,
     )
     await run(client, {"/event/Low_Ink__e": show})

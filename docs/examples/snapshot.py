@@ -49,7 +49,7 @@ class Org:
         except aiohttp.ClientResponseError as error:
             if error.status != 401:
                 raise
-        # Gets a new token, unless the client has got one meanwhile.
+        # Gets a new token, unless the client already has one.
         await self.authenticator.reauthenticate(used)
         return await self.get_once(path, parameters)
 
@@ -146,7 +146,7 @@ async def main() -> None:
         )
         async with client:
             copy.is_complete = await storage.get_replay_marker(CHANNEL) is not None
-            # Subscribed before the query: what changes meanwhile comes after it.
+            # Subscribed before the query, so changes during the query are applied too.
             await client.subscribe(CHANNEL)
             while True:
                 while not copy.is_complete:

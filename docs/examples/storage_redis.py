@@ -1,4 +1,4 @@
-"""Keep the markers in Redis, so that the program can go on from another machine."""
+"""Keep the markers in Redis, so that the program can continue on another machine."""
 
 import os
 
