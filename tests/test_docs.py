@@ -271,6 +271,21 @@ def test_the_search_finds_what_people_look_for(html: Path, word: str) -> None:
     assert word in {**found["terms"], **found["titleterms"]}
 
 
+def test_a_signature_shows_defaults_that_the_reader_knows(html: Path) -> None:
+    for page in (html / "reference").glob("*.html"):
+        text = re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8"))
+        unknown = re.search(
+            r"\w=(_[A-Z]\w+|&lt;(?:function|class)|[A-Z]+_[A-Z_]+(?<!API_VERSION)\b)", text
+        )
+        assert unknown is None, f"{page.name} shows {unknown}"
+
+
+def test_an_option_is_not_broken_after_its_hyphens(html: Path) -> None:
+    page = (html / "commandline.html").read_text(encoding="utf-8")
+    assert '<span class="pre whole">--replay</span>' in page
+    assert '<span class="pre">--' not in page
+
+
 def test_the_program_in_the_readme_is_the_quickstart() -> None:
     readme = (ROOT / "README.rst").read_text(encoding="utf-8")
     blocks = re.findall(r"\.\. code-block:: python\n\n((?:    .*\n|\n)+)", readme)
