@@ -998,7 +998,7 @@ async def test_a_file_that_may_only_be_read_is_refused_at_opening(path: Path, mo
 
 
 FORKED = """
-import asyncio, os, sys
+import asyncio, os, sys, warnings
 from aiosfstream import SQLiteStorage
 from aiosfstream.replay import ReplayMarker
 def event(number):
@@ -1020,6 +1020,8 @@ async def go_on(first):
     print("ended", await storage.get_replay_id("/u/Forked"), flush=True)
 loop = asyncio.new_event_loop()
 loop.run_until_complete(begin())
+# Python warns of it from 3.12 on: other modules may be less careful.
+warnings.filterwarnings("ignore", "This process", DeprecationWarning)
 child = os.fork()
 if not child:
     # The event loop of the parent, with the same epoll, must not be closed here.
