@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -464,6 +465,7 @@ async def test_processing_that_fails(
             raise LookupError
     await storage.extract_replay_id({"channel": EVENT, "data": {}})
     storage(message)
+    await asyncio.sleep(0)
     texts = alarms(log)
     assert [level for level, _ in texts] == ["WARNING"] * 3
     assert all(EVENT in text for _, text in texts)
