@@ -141,7 +141,7 @@ class InFlight:
         :param hold: what has held the marker
         """
         line = self.lines.get(key)
-        # Those that came later are behind it.
+        # If the first one came later, all have.
         return line is not None and line.first is not None and line.first.hold is hold
 
     async def finish(self, rules: Rules, place: Place, *, succeeded: bool) -> None:

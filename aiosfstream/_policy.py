@@ -102,7 +102,6 @@ class Policy:
     def __init__(self, client: BaseClient, storage: ReplayMarkerStorage, options: Options) -> None:
         self._client = client
         self._storage = storage
-        self._timed = _Timed(storage, self)
         self.options = options
         self.stores_on_receipt = True
         # The id of the org that the client was opened for, if that is known.
@@ -253,10 +252,8 @@ class Policy:
         return LongPollingTransport(url, session, mailbox, http_session, settings)
 
     def _extensions(self) -> list[Extension]:
-        if self._timed.storage is not self._storage:
-            self._timed = _Timed(self._storage, self)
         return [
-            self._timed if extension is self._storage else extension
+            _Timed(extension, self) if extension is self._storage else extension
             for extension in self._client.extensions or []
         ]
 
@@ -372,16 +369,16 @@ class _Timed(Extension):
     """A storage whose calls end within ``storage_timeout``, in the place of that storage."""
 
     def __init__(self, storage: ReplayMarkerStorage, policy: Policy) -> None:
-        self.storage = storage
+        self._storage = storage
         self._policy = policy
 
     async def incoming(self, payload: Payload, headers: Headers | None = None) -> None:
         """Show the storage what has come."""
-        await self._policy.timed("read", self.storage.incoming(payload, headers))
+        await self._policy.timed("read", self._storage.incoming(payload, headers))
 
     async def outgoing(self, payload: Payload, headers: Headers) -> None:
         """Let the storage add to what is sent."""
-        await self._policy.timed("read", self.storage.outgoing(payload, headers))
+        await self._policy.timed("read", self._storage.outgoing(payload, headers))
 
 
 def _storage_failed(

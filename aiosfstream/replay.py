@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Container, Mapping, MutableMapping
 from enum import IntEnum, unique
 from types import TracebackType
-from typing import Any, Final, NamedTuple, TypeGuard
+from typing import Any, Final, NamedTuple
 
 from aiocometd.constants import MetaChannel
 from aiocometd.extensions import Extension
@@ -272,7 +272,7 @@ class ReplayMarkerStorage(Extension):
                 usual = usual_marker(notes.attached[-1], message)
             if usual is None:
                 await _store_carefully(self, notes, message)
-            elif is_durable(self):
+            elif isinstance(self, DurableStorage):
                 await self.set_unless_newer(*usual)
             elif should_store(await self.get_replay_marker(usual[0]), usual[1]):
                 await self.set_replay_marker(*usual)
@@ -341,7 +341,7 @@ async def _store_carefully(storage: ReplayMarkerStorage, notes: Notes, message: 
     elif notes.overwrites(key, message):
         await storage.set_replay_marker(key, marker)
         notes.overwritten(key, message)
-    elif is_durable(storage):
+    elif isinstance(storage, DurableStorage):
         await storage.set_unless_newer(key, marker)
     elif should_store(await storage.get_replay_marker(key), marker):
         await storage.set_replay_marker(key, marker)
@@ -407,16 +407,6 @@ class DurableStorage(ReplayMarkerStorage):
         :return: the function; None: ``extract_replay_id()`` is called for every message
         """
         return None
-
-
-def is_durable(storage: ReplayMarkerStorage) -> TypeGuard[DurableStorage]:
-    """Say whether a storage derives from :class:`DurableStorage`.
-
-    Not by isinstance(), which asks Python code for an abstract class.
-
-    :param storage: the storage
-    """
-    return DurableStorage in type(storage).__mro__
 
 
 class _Rules:

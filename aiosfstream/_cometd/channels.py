@@ -8,7 +8,6 @@ dropped here.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -30,8 +29,6 @@ LOGGER = logging.getLogger(__name__)
 MIN_MEMORY: Final = 1000
 #: Names of channels that are remembered at most: a server could make up names without end.
 MAX_NAMES: Final = 1000
-#: Replay ids below it have hashes of their own; many larger numbers have the same.
-DISTINCT: Final = sys.hash_info.modulus
 
 
 @dataclass(eq=False, slots=True)
@@ -343,10 +340,10 @@ class Channels:
                 replay_id = event["replayId"]
                 identity = event.get("EventUuid") or event.get("createdDate") or _identity_of(data)
                 # As in digest_of(): calling that would take a tenth of the time of an event.
-                digest = hash((channel, replay_id, identity))
+                digest = hash(f"{channel} {replay_id!r} {identity}")
                 backlog = subscription.backlog
                 if (
-                    0 <= replay_id < DISTINCT
+                    replay_id is not None
                     and digest not in subscription.seen
                     and (backlog is None or not backlog.is_before(data))
                 ):
@@ -511,7 +508,7 @@ def _move_on(owners: tuple[Subscription, ...], replay_id: ReplayId) -> None:
     """Move the resume points of subscriptions on, with an event that may belong to any of them."""
     backlogs = [owner for owner in owners if owner.backlog is not None]
     if len(backlogs) > 1:
-        # Which of the backlogs it is in nobody can say, and none may be left behind.
+        # Nobody can say which backlog it is part of, so none may move past it yet.
         for owner in backlogs:
             owner.reached = replay_id
         return
@@ -540,14 +537,7 @@ def digest_of(channel: str, replay_id: ReplayId, data: JsonObject) -> int:
     :param replay_id: its replay id
     :param data: the event's ``data``, with a dict under ``event``
     """
-    identity = _identity_of(data)
-    try:
-        if 0 <= replay_id < DISTINCT:
-            return hash((channel, replay_id, identity))
-    except TypeError:
-        # An id that is no number, or an identity that has no hash.
-        pass
-    return hash(f"{channel} {replay_id!r} {identity}")
+    return hash(f"{channel} {replay_id!r} {_identity_of(data)}")
 
 
 def _identity_of(data: JsonObject) -> object:

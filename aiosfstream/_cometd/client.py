@@ -274,8 +274,7 @@ def mailbox_of(client: CometdClient) -> Mailbox | None:
 
     :param client: the client
     """
-    # Not by cast(), a call that is made for each message.
-    return client._incoming_queue  # type: ignore[return-value]
+    return cast("Mailbox | None", client._incoming_queue)
 
 
 def transport_of(client: CometdClient) -> LongPollingTransport | None:
@@ -315,10 +314,9 @@ def receives_plainly(client: BaseClient) -> bool:
     return (
         cls._get_message is BaseClient._get_message
         and cls._verify_response is _PLAIN_VERIFY
-        # Otherwise a mix-in stands between this package's client and aiocometd's.
-        and cls.__mro__[_PLACE] is BaseClient
-        and CometdClient.receive is _PLAIN_RECEIVE
-        and CometdClient.__aiter__ is _PLAIN_ITER
+        # A mix-in stands between this package's client and aiocometd's.
+        and super(BaseClient, cls).receive is _PLAIN_RECEIVE
+        and super(BaseClient, cls).__aiter__ is _PLAIN_ITER
         and _RECEIVING.isdisjoint(vars(client))
     )
 
@@ -326,8 +324,6 @@ def receives_plainly(client: BaseClient) -> bool:
 _PLAIN_RECEIVE: Final = CometdClient.receive
 _PLAIN_ITER: Final = CometdClient.__aiter__
 _PLAIN_VERIFY: Final = CometdClient._verify_response
-#: Where the base client stands in the order of classes: right before aiocometd's and its bases.
-_PLACE: Final = -len(CometdClient.__mro__) - 1
 #: What may be replaced for one client to take part in receiving.
 _RECEIVING: Final = {"receive", "_get_message", "_verify_response"}
 

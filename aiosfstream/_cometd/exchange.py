@@ -201,7 +201,7 @@ class Exchange:
         if subscription is not None:
             self._session.channels.stamp(envelope.payload[0], subscription, time.time())
         await self._settings.auth.outgoing(envelope.payload, envelope.headers)
-        if not envelope.is_authorized_by(self.authorization):
+        if envelope.authorization != self.authorization:
             self.authorization = envelope.authorization
             self._tokens.append(envelope.token)
 
@@ -435,10 +435,6 @@ class _Envelope:
         """The ``Authorization`` header."""
         value = self.headers.get("Authorization")
         return None if value is None else Secret(value)
-
-    def is_authorized_by(self, authorization: Secret | None) -> bool:
-        """Say whether that is its header."""
-        return self.headers.get("Authorization") == (authorization and authorization.reveal())
 
     @property
     def token(self) -> Secret:

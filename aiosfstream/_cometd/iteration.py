@@ -96,8 +96,7 @@ def take_stored(mailbox: Mailbox | None, store: Store | None) -> JsonObject | No
     except Exception as error:
         raise storing_failed(message, error) from error
     mailbox.items.popleft()
-    if mailbox.suspended is not None:
-        mailbox.make_room()
+    mailbox.make_room()
     return message
 
 
