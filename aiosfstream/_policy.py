@@ -14,12 +14,21 @@ from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 import aiohttp
+from aiocometd import exceptions
+from aiocometd.exceptions import AiocometdException
 from aiocometd.extensions import Extension
 from aiocometd.typing import Headers, JsonObject, Payload
 
-from ._cometd.client import ENGINES, BaseClient, SessionFactory, json_functions_of, mailbox_of
+from ._cometd.client import (
+    ENGINES,
+    BaseClient,
+    SessionFactory,
+    json_functions_of,
+    mailbox_of,
+    raise_untold,
+)
 from ._cometd.exchange import Settings
-from ._cometd.iteration import Store
+from ._cometd.iteration import Store, take_plain
 from ._cometd.mailbox import Mailbox, Turn
 from ._cometd.retry import RetryPolicy
 from ._cometd.session import Session
@@ -34,17 +43,20 @@ from ._text import Secret, fit
 from ._within import within
 from .auth import AuthenticatorBase
 from .events import LOG_ONLY, ConnectionEvent
-from .exceptions import AuthenticationError, ClientError, ReplayError
+from .exceptions import (
+    AiosfstreamException,
+    AuthenticationError,
+    ClientError,
+    ReplayError,
+    translate,
+)
 from .replay import (
-    DurableStorage,
     ReplayMarker,
     ReplayMarkerStorage,
     ReplayOption,
     attach,
-    begin_flush,
-    buffers,
     direct_store_of,
-    flush,
+    durable,
     open_for,
     overwrite_with,
     release_markers,
@@ -102,6 +114,7 @@ class Policy:
     def __init__(self, client: BaseClient, storage: ReplayMarkerStorage, options: Options) -> None:
         self._client = client
         self._storage = storage
+        self._durable = durable(storage)
         self.options = options
         self.stores_on_receipt = True
         # The id of the org that the client was opened for, if that is known.
@@ -228,7 +241,7 @@ class Policy:
             host=self,
             auth=self.authenticator,
             extensions=self._extensions,
-            before_poll=self._before_poll,
+            before_poll=self.before_poll,
             report=options.report,
             request_timeout=options.request_timeout,
             max_response_size=options.max_response_size,
@@ -279,7 +292,7 @@ class Policy:
     def storage(self, storage: ReplayMarkerStorage) -> None:
         extensions = self._client.extensions or []
         extensions[:] = [storage if one is self._storage else one for one in extensions]
-        self._storage = storage
+        self._storage, self._durable = storage, durable(storage)
         if self._attach is not None:
             self._attach(storage)
         self.find_direct_store()
@@ -298,35 +311,40 @@ class Policy:
         except Exception as error:
             raise _storage_failed("stored", self._storage, seconds, error) from error
 
-    async def _before_poll(self) -> None:
-        # A commit that has begun goes on while the server answers.
-        if not begin_flush(self._storage):
-            await self._flush()
+    def before_poll(self) -> Awaitable[None] | None:
+        """Have what waits to be stored stored, before the server is asked for more.
 
-    async def before_waiting(self) -> None:
-        """Store what waits to be stored, when the application has taken all that has come.
-
-        :raises ReplayError: if that fails
+        :return: to be awaited, if it takes waiting
+        :raises ReplayError: if the last attempt has failed
         """
-        await self._release(nothing_left=True)
-        await self._flush()
+        durable = self._durable
+        # A commit that has begun goes on while the server answers.
+        if durable is None or durable.begin_flush():
+            return None
+        return self.timed("stored", durable.flush())
+
+    def before_waiting(self) -> Awaitable[None] | None:
+        """Have what waits to be stored stored, when the application has taken all that has come.
+
+        :return: to be awaited, if there may be anything; raises ReplayError if it fails
+        """
+        if self._durable is None and not self._holds:
+            return None
+        return self._store_what_waits(nothing_left=True)
 
     async def before_closing(self) -> None:
         """Store what waits to be stored, when the client is closed.
 
         :raises ReplayError: if that fails
         """
-        await self._release(nothing_left=False)
-        await self._flush()
+        await self._store_what_waits(nothing_left=False)
 
-    async def _release(self, *, nothing_left: bool) -> None:
+    async def _store_what_waits(self, *, nothing_left: bool) -> None:
         if self._holds:
             releasing = release_markers(self._storage, self._holds, nothing_left=nothing_left)
             await self.timed("stored", releasing)
-
-    async def _flush(self) -> None:
-        if isinstance(self._storage, DurableStorage):
-            await self.timed("stored", flush(self._storage))
+        if self._durable is not None:
+            await self.timed("stored", self._durable.flush())
 
     async def timed(self, what: str, call: Any) -> None:
         """Await a call of the storage for as long as it may take.
@@ -357,12 +375,56 @@ class Policy:
 
     def receive(self) -> Awaitable[JsonObject]:
         """Wait for the next message, and give it once its marker is stored."""
-        return self._client.receive()
+        return self.take(partial(BaseClient.receive, self._client), self.mailbox)
+
+    async def take(
+        self, receive: Callable[[], Awaitable[JsonObject]], mailbox: Mailbox | None = None
+    ) -> JsonObject:
+        """Take the next message, in turn, and give it once its marker is stored.
+
+        :param receive: waits for a message
+        :param mailbox: where it may be taken from without that
+        """
+        turn = self.turn
+        if not turn.try_take():
+            await turn.take()
+        try:
+            message = take_plain(mailbox)
+            if message is None:
+                message = await self._received(receive())
+            await self._store_or_put_back(message)
+            return message
+        finally:
+            turn.release()
+
+    async def _received(self, receiving: Awaitable[JsonObject]) -> JsonObject:
+        """Wait for a message, and translate aiocometd's errors."""
+        try:
+            return await receiving
+        except AiocometdException as error:
+            if isinstance(error, exceptions.ClientInvalidOperation):
+                # aiocometd's, of which ours is one.
+                raise_untold(self._client)
+            if isinstance(error, AiosfstreamException):
+                raise
+            raise translate(error) from error
+
+    async def _store_or_put_back(self, message: JsonObject) -> None:
+        """Store the marker of *message*, or make it the next message again."""
+        try:
+            direct = self.direct
+            if direct is None or "successful" in message or not direct(message):
+                await self.store(message)
+        except BaseException:
+            mailbox = self.mailbox
+            if mailbox is not None:
+                mailbox.put_back(message)
+            raise
 
     def find_direct_store(self) -> None:
         """Choose the direct way of storing anew: the storage, its channels or the policy have changed."""
         self.direct = direct_store_of(self._storage) if self.stores_on_receipt else store_nothing
-        self.groups = self.stores_on_receipt and buffers(self._storage)
+        self.groups = self.stores_on_receipt and self._durable is not None and self._durable.buffers
 
 
 class _Timed(Extension):
@@ -372,13 +434,15 @@ class _Timed(Extension):
         self._storage = storage
         self._policy = policy
 
-    async def incoming(self, payload: Payload, headers: Headers | None = None) -> None:
+    def incoming(  # type: ignore[override]
+        self, payload: Payload, headers: Headers | None = None
+    ) -> Awaitable[None]:
         """Show the storage what has come."""
-        await self._policy.timed("read", self._storage.incoming(payload, headers))
+        return self._policy.timed("read", self._storage.incoming(payload, headers))
 
-    async def outgoing(self, payload: Payload, headers: Headers) -> None:
+    def outgoing(self, payload: Payload, headers: Headers) -> Awaitable[None]:  # type: ignore[override]
         """Let the storage add to what is sent."""
-        await self._policy.timed("read", self._storage.outgoing(payload, headers))
+        return self._policy.timed("read", self._storage.outgoing(payload, headers))
 
 
 def _storage_failed(

@@ -206,12 +206,13 @@ class AuthenticatorBase(AuthExtension):
 
         :raises AuthenticationError: if there is no token
         """
-        if not read(self, "access_token"):
+        authorization = authorization_of(self)
+        if authorization is None:
             raise AuthenticationError(
                 f"Unauthorized: there is no access token of {_login_url_of(self)}. Send no requests without"
                 " authenticating first."
             )
-        headers["Authorization"] = authorization_of(self) or ""
+        headers["Authorization"] = authorization
 
     async def incoming(self, payload: Payload, headers: Headers | None = None) -> None:
         """Do nothing."""

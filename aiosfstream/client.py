@@ -10,7 +10,6 @@ import re
 import warnings
 from collections.abc import (
     AsyncIterator,
-    Awaitable,
     Callable,
     Collection,
     Coroutine,
@@ -21,7 +20,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar, cast
 
 import aiohttp
-from aiocometd import exceptions
 from aiocometd.client import Client as CometdClient
 from aiocometd.constants import TransportState
 from aiocometd.exceptions import AiocometdException
@@ -31,12 +29,10 @@ from ._cometd.client import (
     ENGINES,
     BaseClient,
     SessionFactory,
-    mailbox_of,
-    raise_untold,
     receives_plainly,
     transport_of,
 )
-from ._cometd.iteration import iterate, take_plain, take_stored
+from ._cometd.iteration import iterate, take_stored
 from ._cometd.transport import REPLAY
 from ._http.bodies import Dumper, Loader
 from ._http.post import MAX_ANSWER_SIZE
@@ -436,20 +432,12 @@ class Client(BaseClient):
         :raises AuthenticationError: if the credentials are refused; another call tries them again
         :raises ReplayError: if the marker cannot be stored; another call tries again
         """
-        policy, turn = policy_of(self), ENGINES.of(self).turn
-        if not turn.try_take():
-            await turn.take()
-        try:
-            mailbox = mailbox_of(self) if receives_plainly(self) else None
-            message = take_stored(mailbox, policy.direct)
-            if message is None:
-                message = take_plain(mailbox)
-                if message is None:
-                    message = await _received(self, super().receive())
-                await _store_or_put_back(policy, message)
-            return message
-        finally:
-            turn.release()
+        policy = policy_of(self)
+        if not receives_plainly(self):
+            # A mix-in, a subclass or a test takes part in it.
+            return await policy.take(super().receive)
+        message = None if policy.turn.taken else take_stored(policy.mailbox, policy.direct)
+        return await policy.receive() if message is None else message
 
     def __aiter__(self) -> AsyncIterator[JsonObject]:
         """Iterate over the messages until the client is closed.
@@ -577,32 +565,6 @@ async def _store_the_last(client: Client, policy: Policy) -> None:
             client.url,
             error,
         )
-
-
-async def _received(client: Client, receiving: Awaitable[JsonObject]) -> JsonObject:
-    """Wait for the next message in the inherited way, and translate its errors."""
-    try:
-        return await receiving
-    except AiocometdException as error:
-        if isinstance(error, exceptions.ClientInvalidOperation):
-            # aiocometd's, of which ours is one.
-            raise_untold(client)
-        if isinstance(error, AiosfstreamException):
-            raise
-        raise translate(error) from error
-
-
-async def _store_or_put_back(policy: Policy, message: JsonObject) -> None:
-    """Store the marker of *message*, or make it the next message again."""
-    try:
-        direct = policy.direct
-        if direct is None or "successful" in message or not direct(message):
-            await policy.store(message)
-    except BaseException:
-        mailbox = policy.mailbox
-        if mailbox is not None:
-            mailbox.put_back(message)
-        raise
 
 
 async def _translated(messages: AsyncIterator[JsonObject]) -> AsyncIterator[JsonObject]:

@@ -655,12 +655,12 @@ def overwrite_with(storage: ReplayMarkerStorage, message: JsonObject) -> None:
         notes.overwrite_with(notes.key_of(message), message)
 
 
-def buffers(storage: ReplayMarkerStorage) -> bool:
-    """Say whether markers may wait in memory until :func:`flush`.
+def durable(storage: ReplayMarkerStorage) -> DurableStorage | None:
+    """Give a storage as one that can do more, if it can.
 
     :param storage: the storage
     """
-    return isinstance(storage, DurableStorage) and storage.buffers
+    return storage if isinstance(storage, DurableStorage) else None
 
 
 async def flush(storage: ReplayMarkerStorage) -> None:
@@ -671,16 +671,6 @@ async def flush(storage: ReplayMarkerStorage) -> None:
     """
     if isinstance(storage, DurableStorage):
         await storage.flush()
-
-
-def begin_flush(storage: ReplayMarkerStorage) -> bool:
-    """Begin to store what waits in memory, so that a request, or the next message, need not wait for it.
-
-    :param storage: the storage
-    :return: whether it has begun; if not, only :func:`flush` will do
-    :raises ReplayError: the failure of the last attempt
-    """
-    return isinstance(storage, DurableStorage) and storage.begin_flush()
 
 
 async def open_for(storage: ReplayMarkerStorage, org_id: str | None) -> None:

@@ -89,7 +89,7 @@ class Bench:
             host=self.table,
             auth=self.auth,
             extensions=lambda: [self.storage],
-            before_poll=None,
+            before_poll=lambda: None,
             report=self.table.events.append,
             request_timeout=2.0,
             max_response_size=1_000_000,

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from aiosfstream._cometd.messages import interval_of
 from aiosfstream._cometd.pace import HELD, LONG_POLL, MAX_DELAY, Pace
 
-OK: dict[str, Any] = {"successful": True}
+NONE: dict[str, Any] = {}
 
 
 def delay_after(
@@ -17,12 +18,10 @@ def delay_after(
     *,
     events: int = 0,
     hold: float = 110.0,
-    advice: dict[str, Any] | None = None,
-    told: dict[str, Any] | None = None,
+    advice: dict[str, Any] = NONE,
 ) -> float:
     """Give the delay after a connect."""
-    reply = OK if told is None else {**OK, "advice": told}
-    return pace.next_delay(reply, told or advice or {}, events, elapsed, hold)
+    return pace.next_delay(advice, interval_of(advice), events, elapsed, hold)
 
 
 def test_a_server_that_answers_everything_at_once_is_slowed_down() -> None:
@@ -86,18 +85,19 @@ def test_the_interval_of_the_advice_holds_in_any_case() -> None:
 def test_the_interval_of_a_session_beside_it_ends_with_that() -> None:
     pace = Pace()
     crowded = {"interval": 2000, "multiple-clients": True}
-    assert delay_after(pace, 0.0, events=1, told=crowded) == 2.0
+    assert delay_after(pace, 0.0, events=1, advice=crowded) == 2.0
     assert delay_after(pace, 0.0, events=1, advice=crowded) == 2.0
     # Whoever is held again is alone.
     assert delay_after(pace, HELD, advice=crowded) == 0.0
     assert delay_after(pace, 0.0, events=1, advice=crowded) == 0.0
-    # Until it is told so again.
-    assert delay_after(pace, HELD, told=crowded) == 2.0
+    # Until it is told so again, in a reply to whatever request.
+    crowded = dict(crowded)
+    assert delay_after(pace, HELD, advice=crowded) == 2.0
     assert delay_after(pace, 0.0, events=1, advice=crowded) == 2.0
 
 
 def test_an_interval_for_other_reasons_does_not_end() -> None:
     pace = Pace()
     advice = {"interval": 2000}
-    delay_after(pace, 0.0, events=1, told=advice)
+    delay_after(pace, 0.0, events=1, advice=advice)
     assert delay_after(pace, HELD, advice=advice) == 2.0

@@ -185,13 +185,23 @@ class Flushing(DurableStorage):
 async def test_a_poll_waits_for_markers_only_where_storing_them_cannot_be_begun() -> None:
     storage = Flushing()
     _, policy = make(replay=storage)
-    await policy._before_poll()
+    storing = policy.before_poll()
+    assert storing is not None
+    await storing
     assert storage.flushes == 1
     storage.begins = True
-    await policy._before_poll()
+    assert policy.before_poll() is None
     assert storage.flushes == 1
-    await policy.before_waiting()
+    storing = policy.before_waiting()
+    assert storing is not None
+    await storing
     assert storage.flushes == 2
+
+
+def test_with_markers_that_never_wait_there_is_nothing_to_do_before_waiting() -> None:
+    _, policy = make(replay={})
+    assert policy.before_poll() is None
+    assert policy.before_waiting() is None
 
 
 def test_markers_are_stored_in_groups_only_while_they_are_stored_on_receipt() -> None:

@@ -25,7 +25,6 @@ from aiosfstream import ReplayError, ReplayMarker, ReplayOption, SQLiteStorage
 from aiosfstream.replay import (
     MappingStorage,
     attach,
-    begin_flush,
     direct_store_of,
     overwrite_with,
     should_store,
@@ -1139,7 +1138,7 @@ def test_there_are_two_ways_to_deal_with_another_org() -> None:
 async def test_one_need_not_wait_for_a_commit(path: Path) -> None:
     async with SQLiteStorage(path) as storage:
         await storage.extract_replay_id(event(1))
-        assert begin_flush(storage)
+        assert storage.begin_flush()
         assert groups_of(storage).job is not None
         await until(lambda: committed(path) == "1")
 
@@ -1148,13 +1147,13 @@ async def test_one_that_does_not_wait_is_told_of_a_failure_the_next_time(path: P
     put_in_the_way(path)
     storage = SQLiteStorage(path)
     await storage.extract_replay_id(event(1))
-    assert begin_flush(storage)
+    assert storage.begin_flush()
     await until(lambda: groups_of(storage).failure is not None)
     clear_the_way(path)
     with pytest.raises(ReplayError, match="unable to open"):
-        begin_flush(storage)
+        storage.begin_flush()
     await until(lambda: committed(path) == "1")
-    assert begin_flush(storage)
+    assert storage.begin_flush()
     await storage.close()
 
 

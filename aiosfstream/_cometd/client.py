@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol, cast
 from weakref import WeakKeyDictionary, WeakSet
@@ -81,8 +81,8 @@ class Owner(Host, Protocol):
         :param http_session: what requests are sent with; it stays the client's
         """
 
-    async def before_waiting(self) -> None:
-        """Do what should be done before ``receive()`` waits for the server."""
+    def before_waiting(self) -> Awaitable[None] | None:
+        """Give what should be done before ``receive()`` waits for the server, if there is anything."""
 
 
 class Engine:
@@ -249,14 +249,28 @@ class BaseClient(CometdClient):
         :param connection_timeout: seconds that the connection may be lost
         :raises Exception: what stands next in the mailbox or has ended the session
         """
-        mailbox = mailbox_of(self)
+        mailbox, transport, owner = mailbox_of(self), transport_of(self), ENGINES.of(self).owner
         assert mailbox is not None
-        message = mailbox.take()
-        return (
-            await _wait_for_message(self, mailbox, connection_timeout)
-            if message is None
-            else message
-        )
+        assert owner is not None
+        while True:
+            message = mailbox.take()
+            if message is not None:
+                return message
+            storing = owner.before_waiting()
+            if storing is not None:
+                await storing
+                if mailbox.items:
+                    continue
+            if mailbox.closed:
+                raise _closed_error(self)
+            if transport is None or not transport.is_alive:
+                raise _ended_error(self)
+            left = None
+            if not transport.connected:
+                await self._check_server_disconnected()
+                transport.try_again()
+                left = _time_left(transport, connection_timeout)
+            await mailbox.changed(left)
 
     async def _check_server_disconnected(self) -> None:
         """Close the client and raise the reason if the session has ended for good."""
@@ -394,29 +408,18 @@ def _note_sharing(http_session: aiohttp.ClientSession) -> None:
         )
 
 
-async def _wait_for_message(
-    client: BaseClient, mailbox: Mailbox, connection_timeout: float | None
-) -> JsonObject:
-    engine, transport = ENGINES.of(client), transport_of(client)
-    assert engine.owner is not None
-    while True:
-        await engine.owner.before_waiting()
-        message = mailbox.take()
-        if message is not None:
-            return message
-        if mailbox.closed:
-            raise ClientInvalidOperation(
-                f"The client of {client.url} is closed and there are no pending messages. Open it again to"
-                " receive more."
-            )
-        if transport is None or not transport.is_alive:
-            raise ClientInvalidOperation(
-                f"The event loop that the client of {client.url} was opened in has ended: close the client and"
-                " open it again"
-            )
-        await client._check_server_disconnected()
-        transport.try_again()
-        await mailbox.changed(_time_left(transport, connection_timeout))
+def _closed_error(client: BaseClient) -> ClientInvalidOperation:
+    return ClientInvalidOperation(
+        f"The client of {client.url} is closed and there are no pending messages. Open it again to"
+        " receive more."
+    )
+
+
+def _ended_error(client: BaseClient) -> ClientInvalidOperation:
+    return ClientInvalidOperation(
+        f"The event loop that the client of {client.url} was opened in has ended: close the client and"
+        " open it again"
+    )
 
 
 def _time_left(transport: LongPollingTransport, connection_timeout: float | None) -> float | None:

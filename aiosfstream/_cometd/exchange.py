@@ -68,7 +68,7 @@ class Settings(NamedTuple):
     :ivar host: the client's policy
     :ivar auth: puts the token into requests
     :ivar extensions: gives those that run on every message, in this order, before *auth*
-    :ivar before_poll: awaited before each connect, or None
+    :ivar before_poll: called before each connect; gives what is to be awaited first, if anything
     :ivar report: called with every event that an observer should know of
     :ivar request_timeout: seconds for each phase of a request
     :ivar max_response_size: size of the largest answer that is accepted, in bytes
@@ -80,7 +80,7 @@ class Settings(NamedTuple):
     host: Host
     auth: AuthExtension
     extensions: Callable[[], list[Extension]]
-    before_poll: Callable[[], Awaitable[None]] | None
+    before_poll: Callable[[], Awaitable[None] | None]
     report: Callable[[ConnectionEvent], None]
     request_timeout: float
     max_response_size: int
@@ -164,8 +164,8 @@ class Exchange:
         try:
             answer = await self._post(http_session, envelope, ticket, hold)
             understood = await self._understood(answer, envelope)
-            if isinstance(understood, list):
-                await self._in_order(ticket)
+            while isinstance(understood, list) and self._comes_after_others(ticket):
+                await self._taken.changed()
             messages = understood
         finally:
             if messages is None or isinstance(messages, Failure):
@@ -275,17 +275,19 @@ class Exchange:
             return False
         return self._connect not in self._answers or ticket not in self._earlier(self._connect)
 
-    async def _in_order(self, ticket: Ticket) -> None:
-        """Let a connect's answer wait until those are taken that have begun to come in before it."""
-        while ticket is self._connect and self._earlier(ticket):
-            await self._taken.changed()
+    def _comes_after_others(self, ticket: Ticket) -> bool:
+        """Say whether a connect's answer has to wait for others that have begun to come in before it."""
+        return ticket is self._connect and bool(self._earlier(ticket))
 
     def _earlier(self, ticket: Ticket) -> list[Ticket]:
         """Give the requests of the same session whose answers have begun to come in before."""
-        if ticket not in self._answers:
-            return []
-        before = self._answers[: self._answers.index(ticket)]
-        return [other for other in before if other.epoch == ticket.epoch]
+        earlier: list[Ticket] = []
+        for other in self._answers:
+            if other is ticket:
+                return earlier
+            if other.epoch == ticket.epoch:
+                earlier.append(other)
+        return []
 
     async def _understood(
         self, answer: Answer | Failure, envelope: _Envelope

@@ -55,13 +55,12 @@ async def iterate(source: Source) -> AsyncIterator[JsonObject]:
         mailbox, turn, taken = source.mailbox, source.turn, 0
         # While other tasks wait in receive(), messages are taken one at a time, in turn.
         while mailbox is not None and not turn.taken:
-            suspended, message = mailbox.suspended, take_stored(mailbox, source.direct)
+            was_suspended, message = mailbox.suspended, take_stored(mailbox, source.direct)
             if message is None:
                 break
             taken += 1
-            has_room_again = mailbox.suspended is not suspended
             yield message
-            if taken == MAX_RUN or (has_room_again and not source.groups):
+            if taken == MAX_RUN or (was_suspended and not mailbox.suspended and not source.groups):
                 break
         if taken and mailbox:
             # receive() would not wait either, so the next request would not be sent.
@@ -96,7 +95,8 @@ def take_stored(mailbox: Mailbox | None, store: Store | None) -> JsonObject | No
     except Exception as error:
         raise storing_failed(message, error) from error
     mailbox.items.popleft()
-    mailbox.make_room()
+    if mailbox.suspended is not None:
+        mailbox.make_room()
     return message
 
 

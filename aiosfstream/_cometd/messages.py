@@ -111,7 +111,10 @@ def find_reply(messages: list[JsonObject], request: JsonObject) -> JsonObject | 
     :param request: the message that was sent
     :return: the reply, with ``channel``, ``id`` and ``successful``; or None
     """
-    return next((_completed(one, request) for one in messages if _answers(one, request)), None)
+    for message in messages:
+        if _answers(message, request):
+            return _completed(message, request)
+    return None
 
 
 def _answers(message: JsonObject, request: JsonObject) -> bool:

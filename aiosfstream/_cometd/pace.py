@@ -6,8 +6,6 @@ from typing import Final
 
 from aiocometd.typing import JsonObject
 
-from .messages import interval_of
-
 #: Seconds. A connect that is answered sooner, without an event, was no long poll.
 LONG_POLL: Final = 5.0
 #: Short polls in a row that are tolerated: a subscription that is made may end a poll as well.
@@ -28,26 +26,29 @@ class Pace:
 
     def __init__(self) -> None:
         self._short_polls = 0
+        # The advice that was looked at last, and whether it tells of another session with the same cookie.
+        self._advice: JsonObject | None = None
         self._crowded = False
 
     def next_delay(
-        self, reply: JsonObject, advice: JsonObject, events: int, elapsed: float, hold: float
+        self, advice: JsonObject, interval: float, events: int, elapsed: float, hold: float
     ) -> float:
         """Give the seconds to wait before the next connect.
 
-        :param reply: the reply to the last connect
         :param advice: the server's last advice
-        :param events: how many events came with that reply
-        :param elapsed: how long it took, in seconds
+        :param interval: the seconds that it asks for
+        :param events: how many events came with the reply to the last connect
+        :param elapsed: how long that took, in seconds
         :param hold: how long it might have been held, in seconds; 0: it was to be answered at once
         """
-        if "advice" in reply:
-            self._crowded = bool(advice.get("multiple-clients"))
+        is_for_others = bool(advice.get("multiple-clients"))
+        if advice is not self._advice:
+            self._advice, self._crowded = advice, is_for_others
         elif elapsed >= HELD:
             # It holds connects again, so the other session with the same cookie is gone.
             self._crowded = False
-        is_over = advice.get("multiple-clients") and not self._crowded
-        interval = 0.0 if is_over else interval_of(advice)
+        if is_for_others and not self._crowded:
+            interval = 0.0
         return max(interval, self._penalty(events, elapsed, hold) if hold else 0.0)
 
     def _penalty(self, events: int, elapsed: float, hold: float) -> float:

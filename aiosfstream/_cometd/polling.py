@@ -189,8 +189,10 @@ class Polling:
         """Make a connect, unless :meth:`_interrupt` ends it because the session is lost."""
         self._interruptible = True
         try:
-            await _pause(delay)
-            await self._wait_for_room()
+            if delay:
+                await asyncio.sleep(delay)
+            if self._mailbox.full or self._suspended:
+                await self._wait_for_room()
             await self._store_markers()
             if self._session.may_connect:
                 await self._connect()
@@ -233,10 +235,10 @@ class Polling:
 
     async def _store_markers(self) -> None:
         """Have markers stored that wait to be stored in a group."""
-        if self._settings.before_poll is None:
-            return
         try:
-            await self._settings.before_poll()
+            storing = self._settings.before_poll()
+            if storing is not None:
+                await storing
         except ReplayError as error:
             # One is enough: each poll would add another until the application receives it.
             if not self._mailbox.has_errors:

@@ -78,6 +78,11 @@ class Renewal:
         """The channels that are refused for now and will be tried again."""
         return [subscription.channel for subscription in self._deferred]
 
+    @property
+    def is_done(self) -> bool:
+        """Whether every channel is subscribed again, or given up."""
+        return not self._waiting and not self._deferred and self.probed is None
+
     def due(self, now: float) -> list[Subscription]:
         """Give the channels to be subscribed now.
 
@@ -96,7 +101,7 @@ class Renewal:
 
         :param now: the time, in seconds
         """
-        return min((time - now for time in self._deferred.values()), default=None)
+        return min(self._deferred.values()) - now if self._deferred else None
 
     def settle(self, subscription: Subscription) -> None:
         """Note that nothing more is to be done about a channel.

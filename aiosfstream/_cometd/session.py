@@ -76,6 +76,8 @@ class Session:
         #: The number of the present session; answers to requests of an earlier one are not used.
         self.epoch = 0
         self.advice: JsonObject = {}
+        #: Seconds that the server may hold a connect, as the advice says.
+        self.hold = DEFAULT_HOLD
         #: Last reply to a connect.
         self.last_connect: JsonObject | None = None
         self.writer = Writer(self.recovery)
@@ -96,12 +98,14 @@ class Session:
 
         :param now: the time, in seconds
         """
-        action, delay = self.recovery.next_step(now)
+        step = self.recovery.next_step(now)
+        if self._renewal.is_done:
+            return step
         if self.state is State.RESUBSCRIBING and self._renewal.probed is not None:
-            action = Action.CONNECT
-        elif self.state is State.CONNECTED and self._renewal.due(now):
-            action = Action.SUBSCRIBE
-        return Step(action, delay)
+            return step._replace(action=Action.CONNECT)
+        if self.state is State.CONNECTED and self._renewal.due(now):
+            return step._replace(action=Action.SUBSCRIBE)
+        return step
 
     @property
     def established(self) -> bool:
@@ -122,11 +126,6 @@ class Session:
     def deferred(self) -> list[str]:
         """The channels that are refused for now and will be tried again."""
         return self._renewal.deferred
-
-    @property
-    def hold(self) -> float:
-        """Seconds that the server may hold a connect, as the advice says."""
-        return hold_of(self.advice) if self.advice else DEFAULT_HOLD
 
     # Connects
 
@@ -162,8 +161,10 @@ class Session:
             return 0.0
         # Back in time for the channels that are to be tried again.
         until = self._renewal.seconds_left(now)
-        wishes = [self._poll_timeout, None if until is None else min(max(until, 0.1), self.hold)]
-        return min((wish for wish in wishes if wish is not None), default=None)
+        if until is None:
+            return self._poll_timeout
+        back = min(max(until, 0.1), self.hold)
+        return back if self._poll_timeout is None else min(back, self._poll_timeout)
 
     # Requests and their answers
 
@@ -240,7 +241,8 @@ class Session:
 
     def _advise(self, advice: JsonObject) -> None:
         self.advice = advice
-        self.recovery.interval = interval_of(advice) if advice else 0.0
+        self.hold = hold_of(advice)
+        self.recovery.interval = interval_of(advice)
 
     # What came of a step
 
@@ -305,7 +307,8 @@ class Session:
             verdict = Verdict.FAREWELL
         if verdict is Verdict.PROCEED:
             self._connected(now, events)
-            delay = self._pace.next_delay(result, self.advice, events, elapsed, hold)
+            interval = self.recovery.interval
+            delay = self._pace.next_delay(self.advice, interval, events, elapsed, hold)
             self.recovery.connect_after(delay)
         elif verdict is Verdict.STOP:
             self.recovery.stop(ServerError(_ENDED, result))
@@ -318,7 +321,7 @@ class Session:
             self._renewal.probed = None
             return
         self._renewal.times_unreadable = 0
-        self.recovery.connected(now, events=events, complete=not self._renewal.deferred)
+        self.recovery.connected(now, events=events, complete=self._renewal.is_done)
 
     def _recover(self, verdict: Verdict, reply: JsonObject, now: float) -> None:
         """Recover from what a reply says."""
