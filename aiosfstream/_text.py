@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hmac
 import html
 import operator
 import re
@@ -87,13 +86,8 @@ class Secret:
         return bool(self._value)
 
     def __eq__(self, other: object) -> bool:
-        """Compare the secrets, in a time that says nothing about them."""
-        if not isinstance(other, Secret):
-            return NotImplemented
-        mine, theirs = (
-            text.encode("utf-8", "surrogatepass") for text in (self._value, other.reveal())
-        )
-        return hmac.compare_digest(mine, theirs)
+        """Compare the secrets."""
+        return self._value == other.reveal() if isinstance(other, Secret) else NotImplemented
 
     def __hash__(self) -> int:
         """Hash the secret."""

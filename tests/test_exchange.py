@@ -393,13 +393,13 @@ class Parts:
         self.pending: list[int] = []
         self.between: Callable[[], object] = lambda: None
         made.behaviour = lambda message: [*[event(A, number) for number in range(1, 6)], dict(OK)]
-        extend = made.mailbox.extend
+        add = made.mailbox.add
 
         def delivered(messages: Iterable[Message]) -> None:
-            extend(messages)
+            add(messages)
             asyncio.get_running_loop().call_soon(self._look)
 
-        monkeypatch.setattr(made.mailbox, "extend", delivered)
+        monkeypatch.setattr(made.mailbox, "add", delivered)
 
     def _look(self) -> None:
         self.pending.append(len(self.made.mailbox))
@@ -418,6 +418,32 @@ async def test_others_have_their_turn_while_a_large_answer_is_taken(
         assert parts.pending == [2, 4, 5]
         assert made.taken() == [1, 2, 3, 4, 5]
         assert made.session.channels._tickets == []
+
+
+async def test_the_next_request_goes_out_before_several_events_are_read() -> None:
+    order: list[str] = []
+
+    async def read() -> None:
+        await made.mailbox.changed()
+        order.append("read")
+
+    async def write() -> None:
+        order.append("sent")
+
+    async with bench() as made:
+        made.table.subscribe(A)
+        for count in (2, 1):
+            made.behaviour = lambda message, count=count: [  # type: ignore[misc]
+                *[event(A, 10 * count + number) for number in range(count)],
+                dict(OK),
+            ]
+            reading = asyncio.create_task(read())
+            await asyncio.sleep(0)
+            await made.exchange.send(publish(made))
+            # aiohttp writes a request in a task of its own.
+            await asyncio.create_task(write())
+            await soon(reading)
+    assert order == ["sent", "read", "read", "sent"]
 
 
 async def test_what_is_left_of_an_answer_comes_again_if_its_request_is_cancelled(
@@ -468,17 +494,17 @@ async def test_events_of_other_answers_wait_for_the_parts_of_a_connect(
         held = Held(made)
         await soon(held.started.wait())
         beside: list[asyncio.Task[Any]] = []
-        extend = made.mailbox.extend
+        add = made.mailbox.add
 
         def delivered(messages: Iterable[Message]) -> None:
-            extend(messages)
+            add(messages)
             if not beside:
                 late = [event(A, 3), dict(OK, channel="/service/x", id="9")]
                 ticket = made.session.send(publish(made))
                 made.exchange._note_answer(ticket)
                 beside.append(asyncio.create_task(made.exchange._take(late, ticket)))
 
-        monkeypatch.setattr(made.mailbox, "extend", delivered)
+        monkeypatch.setattr(made.mailbox, "add", delivered)
         held.answer.set_result([event(A, 1), event(A, 2), dict(OK)])
         await soon(held.task)
         await soon(beside[0])

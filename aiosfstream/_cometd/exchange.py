@@ -335,6 +335,7 @@ class Exchange:
             for start in range(0, max(len(messages), 1), PART):
                 if start:
                     # Others on the event loop have their turn.
+                    self._mailbox.wake()
                     await asyncio.sleep(0)
                 end = start + PART
                 delivered, rest = self._session.receive(
@@ -343,15 +344,19 @@ class Exchange:
                 events += len(delivered)
                 others += rest
                 # Before those that have waited for them.
-                self._mailbox.extend(delivered)
+                self._mailbox.add(delivered)
         except BaseException:
             self._session.abandon(ticket, lost=True)
             raise
         finally:
             self._forget_answer(ticket)
+            if events:
+                # The next request is sent first: the server is at work on it while the reader is.
+                self._loop.call_soon(self._mailbox.wake)
         self._wait_for_backlog(bool(events))
         if events == 1:
             # The reader has it before the next request is prepared.
+            self._mailbox.wake()
             await asyncio.sleep(0)
         return events, others
 

@@ -154,12 +154,19 @@ class Mailbox(Signal):
         """
         return more > 0 and 0 < self.limit <= len(self) + more
 
-    def extend(self, messages: Iterable[JsonObject]) -> None:
-        """Add messages, more than the limit if need be.
+    def add(self, messages: Iterable[JsonObject]) -> None:
+        """Add messages, more than the limit if need be; :meth:`wake` is still to be called.
 
         :param messages: the messages
         """
         self.items.extend(messages)
+
+    def extend(self, messages: Iterable[JsonObject]) -> None:
+        """Add messages, more than the limit if need be, and wake who waits for them.
+
+        :param messages: the messages
+        """
+        self.add(messages)
         self.wake()
 
     def fail(self, error: Exception) -> None:

@@ -199,9 +199,12 @@ class CookieJar(AbstractCookieJar):
         if not self._kept:
             return []
         now, host, path, is_secure = time.time(), _host_of(url), url.raw_path, url.scheme == "https"
-        for key in [key for key, cookie in self._kept.items() if cookie.has_ended(now)]:
-            del self._kept[key]
-        found = [one for one in self._kept.values() if one.is_for(host, path, is_secure)]
+        found = []
+        for key, cookie in list(self._kept.items()):
+            if cookie.has_ended(now):
+                del self._kept[key]
+            elif cookie.is_for(host, path, is_secure):
+                found.append(cookie)
         return sorted(found, key=lambda cookie: -len(cookie.path))
 
     def _take(self, name: str, value: str, attributes: Mapping[str, str], url: URL) -> None:

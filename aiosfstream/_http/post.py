@@ -85,10 +85,10 @@ async def post(
     :return: the answer, or the failure with the exception that describes it
     """
     request = _Request(session, url, body, headers, ssl, limits, repeatable)
-    secrets = (*secrets, *request.secrets)
     try:
         return await _answer_to(request, limits, max_size, started)
     except BaseException as error:  # noqa: BLE001 - it goes on if it is none of ours
+        secrets = (*secrets, *request.secrets)
         failure = _failure_of(error, session, request, secrets)
         if failure is None:
             # The frames of aiohttp hold the token, and so does this one. Not a bare "raise", which
@@ -148,15 +148,16 @@ async def _read_into(
     is_whole = False
     try:
         decoder = Decoder(response.headers.get("Content-Encoding", ""))
-        async for chunk in response.content.iter_any():
-            if not response.content.at_eof():
-                something_came()
-            for piece in decoder.decode(chunk):
+        content = response.content
+        while not content.at_eof():
+            for piece in decoder.decode(await content.readany()):
                 body += piece
                 if len(body) > max_size:
                     return False
                 if len(piece) == PIECE:
                     await asyncio.sleep(0)
+            if not content.at_eof():
+                something_came()
         decoder.end()
         is_whole = True
     finally:
@@ -250,10 +251,11 @@ class _Request:
         jar = self._session.cookie_jar
         if not isinstance(jar, CookieJar):
             return False
-        # An extension may have some of its own.
-        cookies = [*self._headers.popall("Cookie", ()), jar.header(target)]
-        if any(cookies):
-            self._headers["Cookie"] = "; ".join(filter(None, cookies))
+        cookies = jar.header(target)
+        if cookies:
+            # An extension may have some of its own.
+            own = self._headers.popall("Cookie", ())
+            self._headers["Cookie"] = "; ".join((*own, cookies))
         return True
 
 
