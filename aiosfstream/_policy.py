@@ -113,9 +113,8 @@ class Policy:
 
     def __init__(self, client: BaseClient, storage: ReplayMarkerStorage, options: Options) -> None:
         self._client = client
-        self._storage = storage
-        self._durable = durable(storage)
         self.options = options
+        self._use(storage)
         self.stores_on_receipt = True
         # The id of the org that the client was opened for, if that is known.
         self._org: str | None = None
@@ -266,7 +265,7 @@ class Policy:
 
     def _extensions(self) -> list[Extension]:
         return [
-            _Timed(extension, self) if extension is self._storage else extension
+            self._timed if extension is self._storage else extension
             for extension in self._client.extensions or []
         ]
 
@@ -292,24 +291,23 @@ class Policy:
     def storage(self, storage: ReplayMarkerStorage) -> None:
         extensions = self._client.extensions or []
         extensions[:] = [storage if one is self._storage else one for one in extensions]
-        self._storage, self._durable = storage, durable(storage)
+        self._use(storage)
         if self._attach is not None:
             self._attach(storage)
         self.find_direct_store()
 
-    async def store(self, message: JsonObject) -> None:
+    def _use(self, storage: ReplayMarkerStorage) -> None:
+        self._storage = storage
+        self._durable = durable(storage)
+        self._timed = _Timed(storage, self)
+
+    def store(self, message: JsonObject) -> Awaitable[None]:
         """Store the marker of a message that is being handed over.
 
         :param message: the message
-        :raises ReplayError: if that fails
+        :return: to be awaited; raises ReplayError if that fails
         """
-        seconds = self.options.storage_timeout
-        try:
-            await within(seconds, store_marker(self._storage, message))
-        except ReplayError:
-            raise
-        except Exception as error:
-            raise _storage_failed("stored", self._storage, seconds, error) from error
+        return self.timed("stored", store_marker(self._storage, message))
 
     def before_poll(self) -> Awaitable[None] | None:
         """Have what waits to be stored stored, before the server is asked for more.
@@ -346,20 +344,15 @@ class Policy:
         if self._durable is not None:
             await self.timed("stored", self._durable.flush())
 
-    async def timed(self, what: str, call: Any) -> None:
+    def timed(self, what: str, call: Awaitable[None]) -> Awaitable[None]:
         """Await a call of the storage for as long as it may take.
 
         :param what: what the call does to markers, for the errors: "opened", "read", "stored"
         :param call: the call, to be awaited
-        :raises ReplayError: if it fails or takes longer than ``storage_timeout``
+        :return: to be awaited; raises ReplayError if it fails or takes longer than ``storage_timeout``
         """
         seconds = self.options.storage_timeout
-        try:
-            await within(seconds, call)
-        except ReplayError:
-            raise
-        except Exception as error:
-            raise _storage_failed(what, self._storage, seconds, error) from error
+        return within(seconds, call, partial(_explained, what, self._storage, seconds))
 
     # What iterating needs
 
@@ -375,14 +368,16 @@ class Policy:
 
     def receive(self) -> Awaitable[JsonObject]:
         """Wait for the next message, and give it once its marker is stored."""
-        return self.take(partial(BaseClient.receive, self._client), self.mailbox)
+        return self.take(BaseClient.receive, self.mailbox)
 
     async def take(
-        self, receive: Callable[[], Awaitable[JsonObject]], mailbox: Mailbox | None = None
+        self,
+        receive: Callable[[BaseClient], Awaitable[JsonObject]],
+        mailbox: Mailbox | None = None,
     ) -> JsonObject:
         """Take the next message, in turn, and give it once its marker is stored.
 
-        :param receive: waits for a message
+        :param receive: waits for a message of a client
         :param mailbox: where it may be taken from without that
         """
         turn = self.turn
@@ -391,11 +386,22 @@ class Policy:
         try:
             message = take_plain(mailbox)
             if message is None:
-                message = await self._received(receive())
-            await self._store_or_put_back(message)
+                message = await self._received(receive(self._client))
+            direct = self.direct
+            try:
+                if direct is None or "successful" in message or not direct(message):
+                    await self.store(message)
+            except BaseException:
+                self._put_back(message)
+                raise
             return message
         finally:
             turn.release()
+
+    def _put_back(self, message: JsonObject) -> None:
+        mailbox = self.mailbox
+        if mailbox is not None:
+            mailbox.put_back(message)
 
     async def _received(self, receiving: Awaitable[JsonObject]) -> JsonObject:
         """Wait for a message, and translate aiocometd's errors."""
@@ -408,18 +414,6 @@ class Policy:
             if isinstance(error, AiosfstreamException):
                 raise
             raise translate(error) from error
-
-    async def _store_or_put_back(self, message: JsonObject) -> None:
-        """Store the marker of *message*, or make it the next message again."""
-        try:
-            direct = self.direct
-            if direct is None or "successful" in message or not direct(message):
-                await self.store(message)
-        except BaseException:
-            mailbox = self.mailbox
-            if mailbox is not None:
-                mailbox.put_back(message)
-            raise
 
     def find_direct_store(self) -> None:
         """Choose the direct way of storing anew: the storage, its channels or the policy have changed."""
@@ -445,9 +439,12 @@ class _Timed(Extension):
         return self._policy.timed("read", self._storage.outgoing(payload, headers))
 
 
-def _storage_failed(
+def _explained(
     what: str, storage: ReplayMarkerStorage, seconds: float | None, error: Exception
-) -> ReplayError:
+) -> Exception:
+    """Give what tells the application that a storage has failed."""
+    if isinstance(error, ReplayError):
+        return error
     name = type(storage).__name__
     if isinstance(error, asyncio.TimeoutError):
         return ReplayError(

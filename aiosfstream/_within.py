@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -11,7 +11,15 @@ from ._tasks import timeout
 ResultT = TypeVar("ResultT")
 
 
-async def within(seconds: float | None, awaitable: Awaitable[ResultT]) -> ResultT:
+def _as_it_is(error: Exception) -> Exception:
+    return error
+
+
+async def within(
+    seconds: float | None,
+    awaitable: Awaitable[ResultT],
+    explain: Callable[[Exception], Exception] = _as_it_is,
+) -> ResultT:
     """Await something for a limited time.
 
     A timer is set only once it waits. Setting one for each message takes a quarter of the time that a
@@ -19,16 +27,23 @@ async def within(seconds: float | None, awaitable: Awaitable[ResultT]) -> Result
 
     :param seconds: the limit; None: no limit
     :param awaitable: what is awaited
+    :param explain: makes the error to raise of what it raises, or of a time-out
     :return: what it gives
     :raises asyncio.TimeoutError: if it takes longer; it is cancelled then
     """
-    steps = awaitable.__await__()
     try:
-        waits_for = next(steps)
-    except StopIteration as end:
-        return cast(ResultT, end.value)
-    async with timeout(seconds):
-        return cast(ResultT, await _Rest(waits_for, steps))
+        steps = awaitable.__await__()
+        try:
+            waits_for = next(steps)
+        except StopIteration as end:
+            return cast(ResultT, end.value)
+        async with timeout(seconds):
+            return cast(ResultT, await _Rest(waits_for, steps))
+    except Exception as error:
+        explained = explain(error)
+        if explained is error:
+            raise
+        raise explained from error
 
 
 class _Rest:

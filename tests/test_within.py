@@ -68,6 +68,32 @@ async def test_what_it_raises_is_raised(turns: int) -> None:
         await within(10.0, fail())
 
 
+@pytest.mark.parametrize("turns", [0, 1])
+async def test_an_error_can_be_explained(turns: int) -> None:
+    async def fail(error: Exception) -> None:
+        await give(None, turns)
+        raise error
+
+    def explain(error: Exception) -> Exception:
+        return LookupError("explained") if isinstance(error, ZeroDivisionError) else error
+
+    with pytest.raises(LookupError, match="explained") as caught:
+        await within(10.0, fail(ZeroDivisionError()), explain)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    other = KeyError("as it is")
+    with pytest.raises(KeyError) as unexplained:
+        await within(10.0, fail(other), explain)
+    assert unexplained.value is other
+    assert other.__cause__ is None
+
+
+async def test_a_time_out_can_be_explained() -> None:
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    with pytest.raises(LookupError) as caught:
+        await soon(within(0.01, wait_for(future), lambda _: LookupError()))
+    assert isinstance(caught.value.__cause__, asyncio.TimeoutError)
+
+
 async def test_what_fails_where_it_waits() -> None:
     async def wait_and_recover(future: asyncio.Future[Any]) -> str:
         try:
