@@ -28,7 +28,7 @@ from ._cometd.client import (
     raise_untold,
 )
 from ._cometd.exchange import Settings
-from ._cometd.iteration import Store, take_plain
+from ._cometd.iteration import Store, give_way, take_plain
 from ._cometd.mailbox import Mailbox, Turn
 from ._cometd.retry import RetryPolicy
 from ._cometd.session import Session
@@ -125,8 +125,6 @@ class Policy:
         self._attach: Callable[[ReplayMarkerStorage], None] | None = None
         #: Stores the marker of an ordinary message without waiting; None if nothing can.
         self.direct: Store | None = None
-        #: Whether markers are stored in groups.
-        self.groups = False
 
     # Logging in
 
@@ -300,6 +298,7 @@ class Policy:
         self._storage = storage
         self._durable = durable(storage)
         self._timed = _Timed(storage, self)
+        self._stores_in_groups = self._durable is not None and self._durable.buffers
 
     def store(self, message: JsonObject) -> Awaitable[None]:
         """Store the marker of a message that is being handed over.
@@ -384,6 +383,11 @@ class Policy:
         if not turn.try_take():
             await turn.take()
         try:
+            if mailbox is not None and mailbox.has_room_again:
+                mailbox.has_room_again = False
+                # It would make one more group.
+                if not self._stores_in_groups:
+                    await give_way()
             message = take_plain(mailbox)
             if message is None:
                 message = await self._received(receive(self._client))
@@ -418,7 +422,6 @@ class Policy:
     def find_direct_store(self) -> None:
         """Choose the direct way of storing anew: the storage, its channels or the policy have changed."""
         self.direct = direct_store_of(self._storage) if self.stores_on_receipt else store_nothing
-        self.groups = self.stores_on_receipt and self._durable is not None and self._durable.buffers
 
 
 class _Timed(Extension):

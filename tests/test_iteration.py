@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from aiosfstream._cometd import iteration as module
-from aiosfstream._cometd.iteration import Store, iterate
+from aiosfstream._cometd.iteration import Store, give_way, iterate
 from aiosfstream._cometd.mailbox import Mailbox, Turn
 from aiosfstream.exceptions import ClientInvalidOperation, ReplayError
 from tests.support import until
@@ -27,7 +27,6 @@ class Source:
         self.received: list[Message] = []
         self.store: Store | None = self._store
         self.error: Exception | None = None
-        self.stores_in_groups = False
 
     def _store(self, message: Message) -> bool:
         if self.error is not None:
@@ -38,10 +37,6 @@ class Source:
         return True
 
     @property
-    def groups(self) -> bool:
-        return self.stores_in_groups
-
-    @property
     def direct(self) -> Store | None:
         """Give the store."""
         return self.store
@@ -49,8 +44,9 @@ class Source:
     async def receive(self) -> Message:
         """Take the long way; with nothing there, the client is closed."""
         message = self.mailbox.take() if self.mailbox is not None else None
-        if message is None:
+        if message is None or self.mailbox is None:
             raise ClientInvalidOperation("closed")
+        self.mailbox.has_room_again = False
         self.received.append(message)
         return message
 
@@ -158,44 +154,46 @@ async def test_a_store_that_fails_leaves_the_message_there() -> None:
     assert await take_all(source) == wanted
 
 
-async def test_fetching_has_its_turn_as_soon_as_there_is_room() -> None:
+async def test_what_comes_once_there_is_room_again_takes_the_long_way() -> None:
     source = Source(limit=2)
-    source.fill(*numbered(4))
+    wanted = source.fill(*numbered(5))
     mailbox = source.mailbox
     assert mailbox is not None
     room = asyncio.create_task(mailbox.room())
     await until(lambda: mailbox.suspended is not None)
-    done = [room.done() async for _ in iterate(source)]
+    assert await take_all(source) == wanted
     # There is room once one is left.
-    assert done == [False, False, False, True]
-
-
-async def test_a_group_of_markers_is_not_divided_for_fetching() -> None:
-    source = Source(limit=2)
-    source.stores_in_groups = True
-    wanted = source.fill(*numbered(4))
-    mailbox = source.mailbox
-    assert mailbox is not None
-    room = asyncio.create_task(mailbox.room())
-    await until(lambda: mailbox.suspended is not None)
-    assert [room.done() async for _ in iterate(source)] == [False] * 4
-    assert source.stored == wanted
+    assert source.received == wanted[4:]
+    assert source.stored == wanted[:4]
     await room
 
 
-@pytest.mark.parametrize("more", [False, True])
-async def test_the_loop_has_a_turn_only_where_receiving_would_not_wait(*, more: bool) -> None:
+async def test_giving_way_takes_as_long_as_sending_a_request() -> None:
+    sent = []
+
+    async def write() -> None:
+        sent.append("the request")
+
+    async def fetch() -> None:
+        # As aiohttp does before Python 3.12.
+        await asyncio.create_task(write())
+
+    fetching = asyncio.create_task(fetch())
+    await give_way()
+    assert sent == ["the request"]
+    await fetching
+
+
+async def test_the_loop_has_no_turn_where_receiving_would_not_wait() -> None:
     source = Source()
-    source.fill(*numbered(2))
-    if more:
-        source.fill({"odd": True})
+    source.fill(*numbered(2), {"odd": True})
     turns = list[str]()
     messages = iterate(source)
     for _ in range(2):
         await anext(messages)
     asyncio.get_running_loop().call_soon(turns.append, "a turn")
     await anext(messages, None)
-    assert turns == ["a turn"] * more
+    assert turns == []
 
 
 async def test_others_have_their_turn_while_much_is_pending(

@@ -330,12 +330,14 @@ def test_a_signal_wakes_nobody_whose_loop_has_ended() -> None:
 async def test_whether_room_was_waited_for() -> None:
     mailbox = Mailbox(2)
     mailbox.extend([message(1), message(2), message(3)])
-    assert not mailbox.make_room()
+    mailbox.make_room()
+    assert not mailbox.has_room_again
     waiting = asyncio.create_task(mailbox.room())
     await until(lambda: mailbox.suspended is not None)
     mailbox.items.popleft()
-    assert not mailbox.make_room()
+    mailbox.make_room()
+    assert not mailbox.has_room_again
     mailbox.items.popleft()
-    assert mailbox.make_room()
-    assert not mailbox.make_room()
+    mailbox.make_room()
+    assert mailbox.has_room_again
     await soon(waiting)

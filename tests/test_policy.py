@@ -22,6 +22,7 @@ from aiosfstream._http.cookies import CookieJar
 from aiosfstream._policy import Policy, plain_id
 from aiosfstream.client import policy_of
 from aiosfstream.exceptions import ClientError
+from tests.support import until
 from tests.table import A, event
 
 URL = "https://example.my.salesforce.com"
@@ -204,15 +205,22 @@ def test_with_markers_that_never_wait_there_is_nothing_to_do_before_waiting() ->
     assert policy.before_waiting() is None
 
 
-def test_markers_are_stored_in_groups_only_while_they_are_stored_on_receipt() -> None:
-    client, policy = make(replay=Flushing())
-    assert policy.groups
-    client.replay_storage_policy = ReplayMarkerStoragePolicy.MANUAL
-    assert not policy.groups
-    client.replay_storage_policy = ReplayMarkerStoragePolicy.AUTOMATIC
-    assert policy.groups
-    client.replay_storage = Slow()
-    assert not policy.groups
+@pytest.mark.parametrize(("in_groups", "turns"), [(False, 1), (True, 0)])
+async def test_fetching_has_its_turn_once_there_is_room(*, in_groups: bool, turns: int) -> None:
+    client, policy = make(replay=Flushing() if in_groups else {})
+    mailbox = Mailbox(2)
+    client._incoming_queue = mailbox  # type: ignore[assignment]
+    mailbox.extend([MESSAGE, dict(MESSAGE)])
+    waiting = asyncio.create_task(mailbox.room())
+    await until(lambda: mailbox.suspended is not None)
+    mailbox.take()
+    await waiting
+    assert mailbox.has_room_again
+    seen: list[str] = []
+    asyncio.get_running_loop().call_soon(seen.append, "a turn")
+    assert await policy.receive() == MESSAGE
+    assert len(seen) == turns
+    assert not mailbox.has_room_again
 
 
 async def test_what_stores_a_marker_at_once() -> None:

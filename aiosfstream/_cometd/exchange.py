@@ -53,7 +53,7 @@ BACKLOG_PAUSE: Final = 0.25
 OVERTAKING: Final = 0.25
 
 #: Bytes of an answer, and messages of it, from which on it is taken in more than one turn of the event loop.
-LARGE: Final = 64 * 1024
+LARGE: Final = 256 * 1024
 PART: Final = 1000
 
 #: Requests that may be sent twice; while the client is being opened, all may. A subscribe is not among

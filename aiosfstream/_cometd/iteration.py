@@ -35,10 +35,6 @@ class Source(Protocol):
     def direct(self) -> Store | None:
         """Stores the marker of an ordinary message without waiting; None if nothing can."""
 
-    @property
-    def groups(self) -> bool:
-        """Whether markers are stored in groups, of which each pause would make one more."""
-
     def receive(self) -> Awaitable[JsonObject]:
         """Wait for the next message, and give it once its marker is stored."""
 
@@ -54,23 +50,20 @@ async def iterate(source: Source) -> AsyncIterator[JsonObject]:
     while True:
         mailbox, turn, taken = source.mailbox, source.turn, 0
         # While other tasks wait in receive(), messages are taken one at a time, in turn.
-        while mailbox is not None and not turn.taken:
-            was_suspended, message = mailbox.suspended, take_stored(mailbox, source.direct)
+        while mailbox is not None and not turn.taken and taken < MAX_RUN:
+            message = take_stored(mailbox, source.direct)
             if message is None:
                 break
             taken += 1
             yield message
-            if taken == MAX_RUN or (was_suspended and not mailbox.suspended and not source.groups):
-                break
-        if taken and mailbox:
-            # receive() would not wait either, so the next request would not be sent.
+        if taken == MAX_RUN:
             await asyncio.sleep(0)
-        if taken < MAX_RUN:
-            try:
-                message = await source.receive()
-            except ClientInvalidOperation:
-                return
-            yield message
+            continue
+        try:
+            message = await source.receive()
+        except ClientInvalidOperation:
+            return
+        yield message
 
 
 def take_stored(mailbox: Mailbox | None, store: Store | None) -> JsonObject | None:
@@ -81,7 +74,7 @@ def take_stored(mailbox: Mailbox | None, store: Store | None) -> JsonObject | No
     :return: the message, or None if there is none, or it takes more
     :raises ReplayError: if storing fails; the message stays the next one
     """
-    if store is None or mailbox is None or not mailbox.items:
+    if store is None or mailbox is None or not mailbox.items or mailbox.has_room_again:
         return None
     message = mailbox.items[0]
     # An error is raised by receive(), and so is what aiocometd makes an error of.
@@ -98,6 +91,17 @@ def take_stored(mailbox: Mailbox | None, store: Store | None) -> JsonObject | No
     if mailbox.suspended is not None:
         mailbox.make_room()
     return message
+
+
+async def give_way() -> None:
+    """Let the next request be sent, now that there is room for its answer.
+
+    The server is at work on it while the reader is: with 200 events to an answer a drain takes a fifth less
+    time. It takes two turns of the event loop: the request is prepared in one, and before Python 3.12 aiohttp
+    writes it in another.
+    """
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
 
 
 def take_plain(mailbox: Mailbox | None) -> JsonObject | None:

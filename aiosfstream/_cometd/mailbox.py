@@ -128,6 +128,8 @@ class Mailbox(Signal):
         self._errors = 0
         #: What fetching waits for while it is suspended, otherwise None.
         self.suspended: asyncio.Future[None] | None = None
+        #: Whether fetching may go on, but has not had its turn since.
+        self.has_room_again = False
 
     def __len__(self) -> int:
         """Give the number of messages; errors are not counted."""
@@ -193,13 +195,12 @@ class Mailbox(Signal):
         self.make_room()
         return item
 
-    def make_room(self) -> bool:
-        """Let fetching go on if enough has been taken; say whether it was suspended until now."""
-        if self.suspended is None or 0 < self.limit <= len(self.items) - self._errors:
-            return False
-        _resolve(self.suspended)
-        self.suspended = None
-        return True
+    def make_room(self) -> None:
+        """Let fetching go on if enough has been taken."""
+        if self.suspended is not None and not self.full:
+            _resolve(self.suspended)
+            self.suspended = None
+            self.has_room_again = True
 
     def put_back(self, message: JsonObject) -> None:
         """Return a message that was taken and not delivered, to be the next again.
