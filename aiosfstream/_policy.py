@@ -113,6 +113,7 @@ class Policy:
 
     def __init__(self, client: BaseClient, storage: ReplayMarkerStorage, options: Options) -> None:
         self._client = client
+        self._engine = ENGINES.of(client)
         self.options = options
         self._use(storage)
         self.stores_on_receipt = True
@@ -148,7 +149,7 @@ class Policy:
             not in ``allowed_hosts``
         :raises ReplayError: if the storage has markers of another org
         """
-        authenticator, http_session = self.authenticator, ENGINES.of(self._client).http_session
+        authenticator, http_session = self.authenticator, self._engine.http_session
         assert http_session is not None
         if refused is None:
             LOGGER.debug("Authenticating using %r", authenticator)
@@ -363,7 +364,7 @@ class Policy:
     @property
     def turn(self) -> Turn:
         """The turn to take messages, which one task has at a time."""
-        return ENGINES.of(self._client).turn
+        return self._engine.turn
 
     def receive(self) -> Awaitable[JsonObject]:
         """Wait for the next message, and give it once its marker is stored."""

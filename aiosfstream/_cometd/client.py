@@ -325,13 +325,15 @@ def receives_plainly(client: BaseClient) -> bool:
     :return: False if a subclass, a mix-in or a test has replaced a part of it
     """
     cls = type(client)
+    bases = cls.__mro__
     return (
         cls._get_message is BaseClient._get_message
         and cls._verify_response is _PLAIN_VERIFY
-        # A mix-in stands between this package's client and aiocometd's.
-        and super(BaseClient, cls).receive is _PLAIN_RECEIVE
-        and super(BaseClient, cls).__aiter__ is _PLAIN_ITER
-        and _RECEIVING.isdisjoint(vars(client))
+        # Otherwise a mix-in stands between this package's client and aiocometd's.
+        and bases[bases.index(BaseClient) + 1] is CometdClient
+        and CometdClient.receive is _PLAIN_RECEIVE
+        and CometdClient.__aiter__ is _PLAIN_ITER
+        and vars(client).keys().isdisjoint(_RECEIVING)
     )
 
 
@@ -339,7 +341,7 @@ _PLAIN_RECEIVE: Final = CometdClient.receive
 _PLAIN_ITER: Final = CometdClient.__aiter__
 _PLAIN_VERIFY: Final = CometdClient._verify_response
 #: What may be replaced for one client to take part in receiving.
-_RECEIVING: Final = {"receive", "_get_message", "_verify_response"}
+_RECEIVING: Final = ("receive", "_get_message", "_verify_response")
 
 
 async def _prepare(client: BaseClient, engine: Engine) -> None:

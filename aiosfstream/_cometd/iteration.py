@@ -110,9 +110,12 @@ def take_plain(mailbox: Mailbox | None) -> JsonObject | None:
     :param mailbox: where it is taken from, if there is one
     :return: the message, or None if there is none, or it is out of the ordinary
     """
-    if mailbox is None or not mailbox.items or isinstance(mailbox.items[0], Exception):
+    if mailbox is None or not mailbox.items:
         return None
-    return None if "successful" in mailbox.items[0] else mailbox.take()
+    message = mailbox.items[0]
+    if isinstance(message, Exception) or "successful" in message:
+        return None
+    return mailbox.take()
 
 
 def storing_failed(message: JsonObject, error: Exception) -> ReplayError:
