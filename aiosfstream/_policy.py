@@ -10,7 +10,7 @@ import re
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final, NoReturn, cast
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -391,7 +391,10 @@ class Policy:
                     await give_way()
             message = take_plain(mailbox)
             if message is None:
-                message = await self._received(receive(self._client))
+                try:
+                    message = await receive(self._client)
+                except AiocometdException as error:
+                    self._raise_translated(error)
             direct = self.direct
             try:
                 if direct is None or "successful" in message or not direct(message):
@@ -408,17 +411,14 @@ class Policy:
         if mailbox is not None:
             mailbox.put_back(message)
 
-    async def _received(self, receiving: Awaitable[JsonObject]) -> JsonObject:
-        """Wait for a message, and translate aiocometd's errors."""
-        try:
-            return await receiving
-        except AiocometdException as error:
-            if isinstance(error, exceptions.ClientInvalidOperation):
-                # aiocometd's, of which ours is one.
-                raise_untold(self._client)
-            if isinstance(error, AiosfstreamException):
-                raise
-            raise translate(error) from error
+    def _raise_translated(self, error: AiocometdException) -> NoReturn:
+        """Raise what has ended the session, if that is not known yet, or *error* as an exception of this package."""
+        if isinstance(error, exceptions.ClientInvalidOperation):
+            # aiocometd's, of which ours is one.
+            raise_untold(self._client)
+        if isinstance(error, AiosfstreamException):
+            raise error
+        raise translate(error) from error
 
     def find_direct_store(self) -> None:
         """Choose the direct way of storing anew: the storage, its channels or the policy have changed."""

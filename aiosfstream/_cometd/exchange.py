@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -117,7 +116,7 @@ class Exchange:
         #: The ``Authorization`` header of the last request.
         self.authorization: Secret | None = None
         # The last tokens, which a refusal may repeat.
-        self._tokens: deque[Secret] = deque(maxlen=MAX_TOKENS)
+        self._tokens: list[Secret] = []
         self._session = session
         self._mailbox = mailbox
         self._settings = settings
@@ -130,6 +129,8 @@ class Exchange:
         self._waiting: list[tuple[list[JsonObject], Ticket]] = []
         # Rings when a backlog counts as complete.
         self._backlog_alarm: asyncio.TimerHandle | None = None
+        # The same, while the server holds a connect.
+        self._quiet: asyncio.TimerHandle | None = None
 
     async def send(
         self,
@@ -203,7 +204,7 @@ class Exchange:
         await self._settings.auth.outgoing(envelope.payload, envelope.headers)
         if envelope.authorization != self.authorization:
             self.authorization = envelope.authorization
-            self._tokens.append(envelope.token)
+            self._tokens = [*self._tokens[1 - MAX_TOKENS :], envelope.token]
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self.http_session is None:
@@ -217,33 +218,28 @@ class Exchange:
             )
         return self.http_session
 
-    async def _post(
+    def _post(
         self,
         http_session: aiohttp.ClientSession,
         envelope: _Envelope,
         ticket: Ticket,
         hold: float,
-    ) -> Answer | Failure:
+    ) -> Awaitable[Answer | Failure]:
         settings, hold = self._settings, min(hold, MAX_HOLD)
-        quiet: asyncio.TimerHandle | None = None
         if hold and self._session.channels.has_backlog:
             # A server that holds a connect has nothing to send.
-            quiet = self._loop.call_later(BACKLOG_PAUSE, self._settle_unless_answering)
-        try:
-            return await post(
-                http_session,
-                self.url,
-                envelope.body,
-                envelope.headers,
-                limits=limits_for(settings.request_timeout, hold),
-                ssl=settings.ssl,
-                max_size=settings.max_response_size,
-                repeatable=envelope.channel in _HARMLESS or self._session.recovery.opening,
-                started=partial(self._note_answer, ticket),
-            )
-        finally:
-            if quiet is not None:
-                quiet.cancel()
+            self._quiet = self._loop.call_later(BACKLOG_PAUSE, self._settle_unless_answering)
+        return post(
+            http_session,
+            self.url,
+            envelope.body,
+            envelope.headers,
+            limits=limits_for(settings.request_timeout, hold),
+            ssl=settings.ssl,
+            max_size=settings.max_response_size,
+            repeatable=envelope.channel in _HARMLESS or self._session.recovery.opening,
+            started=partial(self._note_answer, ticket),
+        )
 
     def _settle_unless_answering(self) -> None:
         if not self._answering:
@@ -265,6 +261,9 @@ class Exchange:
     def _forget_answer(self, ticket: Ticket) -> None:
         if ticket is self._connect:
             self._connect = None
+            if self._quiet is not None:
+                self._quiet.cancel()
+                self._quiet = None
         if ticket in self._answers:
             self._answers.remove(ticket)
             self._taken.wake()

@@ -56,7 +56,7 @@ class Turn:
         #: Whether a task has the turn, or had it when its event loop ended.
         self.taken = False
         self._holder: asyncio.AbstractEventLoop | None = None
-        self._queue: deque[asyncio.Future[None]] = deque()
+        self._queue: list[asyncio.Future[None]] = []
 
     def try_take(self) -> bool:
         """Take the turn if it is free, and say whether it was; :meth:`release` ends it."""
@@ -89,7 +89,7 @@ class Turn:
     def release(self) -> None:
         """Pass the turn on to the next who waits, if there is one."""
         while self._queue:
-            place = self._queue.popleft()
+            place = self._queue.pop(0)
             if not place.done() and not place.get_loop().is_closed():
                 place.set_result(None)
                 return

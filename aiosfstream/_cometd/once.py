@@ -12,7 +12,7 @@ class Once:
     """Remembers a limited number of names, so that each is warned of once."""
 
     def __init__(self) -> None:
-        self._names: set[str] = set()
+        self._names: list[str] = []
 
     def is_new(self, name: object) -> bool:
         """Say whether *name* should be warned of.
@@ -22,5 +22,5 @@ class Once:
         text = f"{name!r:.100}"
         if text in self._names or len(self._names) >= MAX_NAMES:
             return False
-        self._names.add(text)
+        self._names.append(text)
         return True

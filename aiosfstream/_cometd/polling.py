@@ -187,6 +187,7 @@ class Polling:
 
     async def _poll(self, delay: float) -> None:
         """Make a connect, unless :meth:`_interrupt` ends it because the session is lost."""
+        session = self._session
         self._interruptible = True
         try:
             if delay:
@@ -194,8 +195,13 @@ class Polling:
             if self._mailbox.full or self._suspended:
                 await self._wait_for_room()
             await self._store_markers()
-            if self._session.may_connect:
-                await self._connect()
+            if session.may_connect:
+                started = self._loop.time()
+                message, epoch = session.connect_message(started), session.epoch
+                hold = session.hold_of(message)
+                result, events = await self._exchange.send(message, hold=hold)
+                now = self._loop.time()
+                session.connect_done(result, epoch, events, now - started, now, hold=hold)
         except asyncio.CancelledError:
             if not self._interrupted or self.task is None:
                 raise
@@ -203,14 +209,6 @@ class Polling:
                 raise
         finally:
             self._interruptible = self._interrupted = False
-
-    async def _connect(self) -> None:
-        session, started = self._session, self._loop.time()
-        message, epoch = session.connect_message(started), session.epoch
-        hold = session.hold_of(message)
-        result, events = await self._exchange.send(message, hold=hold)
-        now = self._loop.time()
-        session.connect_done(result, epoch, events, now - started, now, hold=hold)
         if session.state is State.CONNECTED and self.requests.owes_goodbyes:
             self.requests.say_goodbyes()
 

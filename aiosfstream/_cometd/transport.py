@@ -212,6 +212,7 @@ class LongPollingTransport(Transport):
             )
         await self._advance(State.CONNECTED)
         self._session.recovery.opening = False
+        self._polling.last_handshake = None
         self._polling.start()
         return self._session.last_connect or {}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 import aiohttp
@@ -231,8 +231,8 @@ class _Request:
                 WRITTEN.reset(written)
                 self.sent = self.sent or body.connection is not None
 
-    async def _post(self, target: URL, body: RequestBody) -> aiohttp.ClientResponse:
-        return await self._session.post(
+    def _post(self, target: URL, body: RequestBody) -> Awaitable[aiohttp.ClientResponse]:
+        return self._session.post(
             target,
             data=body,
             headers=self._headers,
