@@ -122,8 +122,7 @@ class Policy:
         self._warned_of_tls = False
         # What keeps markers of the present session from moving on.
         self._holds: dict[str, Hold] = {}
-        # Tells a storage about the channels of the session, once there is one.
-        self._attach: Callable[[ReplayMarkerStorage], None] | None = None
+        self._session: Session | None = None
         #: Stores the marker of an ordinary message without waiting; None if nothing can.
         self.direct: Store | None = None
 
@@ -247,20 +246,26 @@ class Policy:
             json_dumps=dumps,
             json_loads=loads,
         )
-        sharing = session.channels.sharing
-        self._holds = sharing.holds
-        self._attach = partial(
-            attach,
-            aliases=session.channels.aliases,
-            subscribed=sharing.keys,
-            client=self._client,
-            timeout=options.storage_timeout,
-            direct=sharing.unshared,
-            holds=self._holds,
-        )
-        self._attach(self._storage)
-        self.find_direct_store()
+        self._session = session
+        self._holds = session.channels.sharing.holds
+        self._attach()
         return LongPollingTransport(url, session, mailbox, http_session, settings)
+
+    def _attach(self) -> None:
+        """Tell the storage about the channels of the session, once there is one."""
+        if self._session is not None:
+            channels = self._session.channels
+            sharing = channels.sharing
+            attach(
+                self._storage,
+                channels.aliases,
+                subscribed=sharing.keys,
+                client=self._client,
+                timeout=self.options.storage_timeout,
+                direct=sharing.unshared,
+                holds=sharing.holds,
+            )
+        self.find_direct_store()
 
     def _extensions(self) -> list[Extension]:
         return [
@@ -291,9 +296,7 @@ class Policy:
         extensions = self._client.extensions or []
         extensions[:] = [storage if one is self._storage else one for one in extensions]
         self._use(storage)
-        if self._attach is not None:
-            self._attach(storage)
-        self.find_direct_store()
+        self._attach()
 
     def _use(self, storage: ReplayMarkerStorage) -> None:
         self._storage = storage

@@ -74,13 +74,6 @@ class Polling:
         self._interruptible = False
         self._interrupted = False
         self._suspended = False
-        self._steps: Final[dict[Action, Callable[[float], Awaitable[None]]]] = {
-            Action.AUTHENTICATE: self._log_in,
-            Action.HANDSHAKE: self._handshake,
-            Action.SUBSCRIBE: self._resubscribe,
-            Action.CONNECT: self._poll,
-            Action.PARK: self._park,
-        }
 
     # The task
 
@@ -148,7 +141,7 @@ class Polling:
         """Take the next step, and report what came of it."""
         action, delay = self._session.next_step(self._loop.time())
         try:
-            await self._steps[action](delay)
+            await _STEPS[action](self, delay)
         except asyncio.CancelledError as error:
             if tasks.is_cancelled() or self.closing:
                 raise
@@ -294,6 +287,15 @@ class Polling:
 
     async def _park(self, delay: float) -> None:
         await self._signal.changed()
+
+
+_STEPS: Final[dict[Action, Callable[[Polling, float], Awaitable[None]]]] = {
+    Action.AUTHENTICATE: Polling._log_in,
+    Action.HANDSHAKE: Polling._handshake,
+    Action.SUBSCRIBE: Polling._resubscribe,
+    Action.CONNECT: Polling._poll,
+    Action.PARK: Polling._park,
+}
 
 
 async def _pause(delay: float) -> None:

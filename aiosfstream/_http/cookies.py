@@ -54,7 +54,7 @@ _MONTHS: Final = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Cookie:
     """A cookie.
 
