@@ -54,13 +54,15 @@ AROUND = {
 
 #: Functions that build an error of their own, and are held to the rules there.
 BUILDERS = {
+    "_closed_error",
     "_closing_error",
+    "_ended_error",
     "explain",
+    "_explained",
     "_failed",
     "_failure",
     "_no_answer",
     "_renewal_error",
-    "_storage_failed",
     "storing_failed",
     "token_refused",
     "_unusable_error",
@@ -83,6 +85,8 @@ PASSED_ON = {
     ("_http.post", "post", "bare"): "a cancellation, or a bug",
     ("storages._groups", "Groups.begin", "failure"): "of the last attempt",
     ("_cometd.client", "raise_untold", "error"): "what ended the session",
+    ("_policy", "Policy._raise_translated", "error"): "one of this package's",
+    ("_within", "within", "explained"): "made by its caller's function",
     ("_cometd.mailbox", "Mailbox.take", "item"): "an error put in by the transport",
     (
         "_cometd.transport",

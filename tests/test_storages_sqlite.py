@@ -1353,7 +1353,7 @@ def test_a_killed_program_loses_nothing_and_repeats_little(path: Path, commit_ea
     first = repeated = events = 0
     longest = 0.0
     for _ in range(KILLS):
-        lines = rng.randrange(1, 100 if commit_each else 2000)
+        lines = rng.randrange(1, 100 if commit_each else 10_000)
         seen = run_and_kill([path, first, commit_each], lines)
         events += len(seen)
         stored = committed(path, "/u/Killed")

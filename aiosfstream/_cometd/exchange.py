@@ -346,17 +346,18 @@ class Exchange:
                 self._mailbox.add(delivered)
         except BaseException:
             self._session.abandon(ticket, lost=True)
+            self._mailbox.wake()
             raise
         finally:
             self._forget_answer(ticket)
-            if events:
-                # The next request is sent first: the server is at work on it while the reader is.
-                self._loop.call_soon(self._mailbox.wake)
         self._wait_for_backlog(bool(events))
         if events == 1:
             # The reader has it before the next request is prepared.
             self._mailbox.wake()
             await asyncio.sleep(0)
+        elif events:
+            # The next request is sent first: the server is at work on it while the reader is.
+            self._loop.call_soon(self._mailbox.wake)
         return events, others
 
     def _wait_for_backlog(self, is_coming: bool) -> None:

@@ -15,7 +15,7 @@ from .channels import Channels, Subscription
 from .messages import refusal
 from .recovery import Recovery
 from .salesforce import NEW_EVENTS, ReplayId
-from .states import Host, State
+from .states import Action, Host, State, Step
 
 LOGGER = logging.getLogger(__name__)
 
@@ -82,6 +82,19 @@ class Renewal:
     def is_done(self) -> bool:
         """Whether every channel is subscribed again, or given up."""
         return not self._waiting and not self._deferred and self.probed is None
+
+    def in_place_of(self, step: Step, now: float) -> Step:
+        """Give the next step as it is while not every channel is subscribed.
+
+        :param step: what would come next otherwise
+        :param now: the time, in seconds
+        """
+        state = self._recovery.state
+        if state is State.RESUBSCRIBING and self.probed is not None:
+            return step._replace(action=Action.CONNECT)
+        if state is State.CONNECTED and self.due(now):
+            return step._replace(action=Action.SUBSCRIBE)
+        return step
 
     def due(self, now: float) -> list[Subscription]:
         """Give the channels to be subscribed now.

@@ -41,7 +41,7 @@ from .salesforce import (
     judge_request,
     judge_session,
 )
-from .states import Action, Host, Sequel, State, Step
+from .states import Host, Sequel, State, Step
 from .writer import Writer
 
 LOGGER = logging.getLogger(__name__)
@@ -99,13 +99,7 @@ class Session:
         :param now: the time, in seconds
         """
         step = self.recovery.next_step(now)
-        if self._renewal.is_done:
-            return step
-        if self.state is State.RESUBSCRIBING and self._renewal.probed is not None:
-            return step._replace(action=Action.CONNECT)
-        if self.state is State.CONNECTED and self._renewal.due(now):
-            return step._replace(action=Action.SUBSCRIBE)
-        return step
+        return step if self._renewal.is_done else self._renewal.in_place_of(step, now)
 
     @property
     def established(self) -> bool:
@@ -226,7 +220,7 @@ class Session:
             if not self._server_left:
                 LOGGER.info("The server ended the session; a new one follows")
             self._server_left = True
-        elif self._is_odd(message, reply) and self._odd.is_new(channel):
+        elif _is_odd(message, reply) and self._odd.is_new(channel):
             LOGGER.warning(
                 "Ignored a message on channel %s with data that is no event; look at what is published there",
                 shown(channel),
@@ -234,10 +228,6 @@ class Session:
         advice = message.get("advice")
         if isinstance(advice, dict) and (message is reply or channel == CONNECT):
             self._advise(advice)
-
-    @staticmethod
-    def _is_odd(message: JsonObject, reply: JsonObject | None) -> bool:
-        return message is not reply and message.get("data") is not None
 
     def _advise(self, advice: JsonObject) -> None:
         self.advice = advice
@@ -459,6 +449,10 @@ class Session:
 
 #: What a connect's reply may say in a session that the server has ended, whose last messages come in any order.
 _FAREWELLS: Final = (Verdict.PROCEED, Verdict.RETRY, Verdict.RENEW, Verdict.STOP)
+
+
+def _is_odd(message: JsonObject, reply: JsonObject | None) -> bool:
+    return message is not reply and message.get("data") is not None
 
 
 def _judge_beside(request: Subscription | str | None, result: JsonObject | Failure) -> Verdict:
