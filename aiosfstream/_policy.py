@@ -310,7 +310,15 @@ class Policy:
         :param message: the message
         :return: to be awaited; raises ReplayError if that fails
         """
-        return self.timed("stored", store_marker(self._storage, message))
+        try:
+            storing = store_marker(self._storage, message)
+        except ReplayError:
+            raise
+        except Exception as error:
+            # An override need not be a coroutine function.
+            seconds = self.options.storage_timeout
+            raise _explained("stored", self._storage, seconds, error) from error
+        return self.timed("stored", storing)
 
     def before_poll(self) -> Awaitable[None] | None:
         """Have what waits to be stored stored, before the server is asked for more.
@@ -318,11 +326,11 @@ class Policy:
         :return: to be awaited, if it takes waiting
         :raises ReplayError: if the last attempt has failed
         """
-        durable = self._durable
+        storage = self._durable
         # A commit that has begun goes on while the server answers.
-        if durable is None or durable.begin_flush():
+        if storage is None or storage.begin_flush():
             return None
-        return self.timed("stored", durable.flush())
+        return self.timed("stored", storage.flush())
 
     def before_waiting(self) -> Awaitable[None] | None:
         """Have what waits to be stored stored, when the application has taken all that has come.

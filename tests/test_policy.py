@@ -124,6 +124,19 @@ async def test_a_storage_that_does_not_answer_in_time() -> None:
     assert "a mistake" in str(caught.value)
 
 
+async def test_a_storage_may_fail_before_there_is_anything_to_await() -> None:
+    class Strict(Slow):
+        def extract_replay_id(self, message: Any) -> Any:
+            if "extra" in message:
+                raise ZeroDivisionError("extra")
+            return super().extract_replay_id(message)
+
+    _, policy = make(replay=Strict())
+    await policy.store(MESSAGE)
+    with pytest.raises(ReplayError, match="ZeroDivisionError: extra"):
+        await policy.store({**MESSAGE, "extra": True})
+
+
 async def test_an_extension_is_the_storage_in_time_and_others_as_they_are() -> None:
     storage = Slow()
     client, policy = make(replay=storage, storage_timeout=0.01)
