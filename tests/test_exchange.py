@@ -446,6 +446,25 @@ async def test_the_next_request_goes_out_before_several_events_are_read() -> Non
     assert order == ["sent", "read", "read", "sent"]
 
 
+async def test_after_a_loss_it_is_noted_first_that_the_connection_is_back() -> None:
+    order: list[str] = []
+
+    async def read() -> None:
+        await made.mailbox.changed()
+        order.append("read")
+
+    async with bench() as made:
+        made.table.subscribe(A)
+        made.session.recovery.lost_since = 1.0
+        made.behaviour = lambda message: [event(A, 1), dict(OK)]
+        reading = asyncio.create_task(read())
+        await asyncio.sleep(0)
+        await made.exchange.send(publish(made))
+        order.append("noted")
+        await soon(reading)
+    assert order == ["noted", "read"]
+
+
 async def test_what_is_left_of_an_answer_comes_again_if_its_request_is_cancelled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

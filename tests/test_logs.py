@@ -80,6 +80,11 @@ def records_of(log: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
     return records
 
 
+def texts_of(log: pytest.LogCaptureFixture) -> list[str]:
+    """Give the texts of what the package has logged."""
+    return [one.getMessage() for one in log.records if one.name.startswith("aiosfstream")]
+
+
 def alarms(log: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
     """Give level and text of what may need a look, each of which says where, why and what follows."""
     found = []
@@ -368,9 +373,10 @@ async def test_what_a_server_calls_a_channel_writes_no_line_and_no_token(
             wanted = server.publish(EVENT)
             while (await soon(client.receive()))["data"]["event"]["replayId"] != wanted:
                 pass
+        # The events go first.
+        await until(lambda: any("..." in text for text in texts_of(log)))
     assert tokens == [token]
-    texts = [one.getMessage() for one in log.records if one.name.startswith("aiosfstream")]
-    assert any("..." in text for text in texts)
+    texts = texts_of(log)
     for text in texts:
         assert text.isprintable()
         assert token not in text
@@ -386,9 +392,11 @@ async def test_a_message_that_is_no_event(
         await client.subscribe(EVENT)
         await held(server)
         server.add_fault(Alter(add_nonsense), on=CONNECT)
-        for _ in range(2):
+        for _ in range(3):
             wanted = [server.publish(EVENT)]
             assert await receive(client) == wanted
+        # The event goes first.
+        await until(lambda: alarms(log) != [])
     assert [(level, "/meta/unknown" in text) for level, text in alarms(log)] == [("WARNING", True)]
 
 

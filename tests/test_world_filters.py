@@ -73,7 +73,8 @@ async def storage(
             await redis.flushall()
             yield RedisStorage(redis, prefix="m:")
     elif request.param == "sqlite":
-        yield SQLiteStorage(tmp_path / "markers.db")
+        async with SQLiteStorage(tmp_path / "markers.db") as opened:
+            yield opened
     else:
         yield Own() if request.param == "own" else MappingStorage({})
 

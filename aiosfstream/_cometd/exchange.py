@@ -351,8 +351,9 @@ class Exchange:
         finally:
             self._forget_answer(ticket)
         self._wait_for_backlog(bool(events))
-        if events == 1:
-            # The reader has it before the next request is prepared.
+        if events == 1 and self._session.recovery.lost_since is None:
+            # The reader has it before the next request is prepared. After a loss, it is first noted that
+            # the connection is back.
             self._mailbox.wake()
             await asyncio.sleep(0)
         elif events:

@@ -48,5 +48,12 @@ class SharedTable(DurableStorage):
 
 
 def test_atomic_storage(tmp_path: Path) -> None:
-    path = tmp_path / "markers.db"
-    asyncio.run(check_marker_storage(lambda: SharedTable(path), overlapping=True))
+    tables: list[SharedTable] = []
+
+    def make() -> SharedTable:
+        tables.append(SharedTable(tmp_path / "markers.db"))
+        return tables[-1]
+
+    asyncio.run(check_marker_storage(make, overlapping=True))
+    for table in tables:
+        table.database.close()
