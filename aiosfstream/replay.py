@@ -451,7 +451,6 @@ class _Rules:
             )
             await self._store_or_hold(key, hold, message, is_over=is_over)
             hold.taken(message)
-            self._notes.let_go(key, hold)
 
     async def store(self, message: JsonObject) -> None:
         """Store the marker of *message*, which is processed, as far as it may move on."""
@@ -462,7 +461,6 @@ class _Rules:
         else:
             is_over = self._notes.is_over(key, hold)
             await self._store_or_hold(key, hold, message, is_over=is_over)
-            self._notes.let_go(key, hold)
 
     async def release(self, key: str, hold: Hold) -> None:
         """Store the marker that was held back, if it may move on now."""
