@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Container, Mapping
-from operator import attrgetter
 from types import MappingProxyType
 from typing import Final
 
@@ -63,9 +62,6 @@ class Attachment:
         """Say whether this belongs to a client that still exists and is not *client*."""
         owner = None if self.client is None else self.client()
         return owner is not None and owner is not client
-
-
-_HOLDS_OF: Final = attrgetter("holds")
 
 
 class Notes:
@@ -129,7 +125,7 @@ class Notes:
     @property
     def has_holds(self) -> bool:
         """Whether the marker of any key is held."""
-        return any(map(_HOLDS_OF, self.attached))
+        return any(client.holds for client in self.attached)
 
     def hold_of(self, key: str) -> Hold | None:
         """Give what holds the marker of a key; None if nothing does.

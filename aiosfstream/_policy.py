@@ -51,12 +51,12 @@ from .exceptions import (
     translate,
 )
 from .replay import (
+    DurableStorage,
     ReplayMarker,
     ReplayMarkerStorage,
     ReplayOption,
     attach,
     direct_store_of,
-    durable,
     open_for,
     overwrite_with,
     release_markers,
@@ -300,7 +300,7 @@ class Policy:
 
     def _use(self, storage: ReplayMarkerStorage) -> None:
         self._storage = storage
-        self._durable = durable(storage)
+        self._durable = storage if isinstance(storage, DurableStorage) else None
         self._timed = _Timed(storage, self)
         self._stores_in_groups = self._durable is not None and self._durable.buffers
 
@@ -310,15 +310,7 @@ class Policy:
         :param message: the message
         :return: to be awaited; raises ReplayError if that fails
         """
-        try:
-            storing = store_marker(self._storage, message)
-        except ReplayError:
-            raise
-        except Exception as error:
-            # An override need not be a coroutine function.
-            seconds = self.options.storage_timeout
-            raise _explained("stored", self._storage, seconds, error) from error
-        return self.timed("stored", storing)
+        return self.timed("stored", store_marker(self._storage, message))
 
     def before_poll(self) -> Awaitable[None] | None:
         """Have what waits to be stored stored, before the server is asked for more.
@@ -379,16 +371,16 @@ class Policy:
 
     def receive(self) -> Awaitable[JsonObject]:
         """Wait for the next message, and give it once its marker is stored."""
-        return self.take(BaseClient.receive, self.mailbox)
+        return self.take(partial(BaseClient.receive, self._client), self.mailbox)
 
     async def take(
         self,
-        receive: Callable[[BaseClient], Awaitable[JsonObject]],
+        receive: Callable[[], Awaitable[JsonObject]],
         mailbox: Mailbox | None = None,
     ) -> JsonObject:
         """Take the next message, in turn, and give it once its marker is stored.
 
-        :param receive: waits for a message of a client
+        :param receive: waits for a message
         :param mailbox: where it may be taken from without that
         """
         turn = self.turn
@@ -403,7 +395,7 @@ class Policy:
             message = take_plain(mailbox)
             if message is None:
                 try:
-                    message = await receive(self._client)
+                    message = await receive()
                 except AiocometdException as error:
                     self._raise_translated(error)
             direct = self.direct
@@ -443,15 +435,13 @@ class _Timed(Extension):
         self._storage = storage
         self._policy = policy
 
-    def incoming(  # type: ignore[override]
-        self, payload: Payload, headers: Headers | None = None
-    ) -> Awaitable[None]:
+    async def incoming(self, payload: Payload, headers: Headers | None = None) -> None:
         """Show the storage what has come."""
-        return self._policy.timed("read", self._storage.incoming(payload, headers))
+        await self._policy.timed("read", self._storage.incoming(payload, headers))
 
-    def outgoing(self, payload: Payload, headers: Headers) -> Awaitable[None]:  # type: ignore[override]
+    async def outgoing(self, payload: Payload, headers: Headers) -> None:
         """Let the storage add to what is sent."""
-        return self._policy.timed("read", self._storage.outgoing(payload, headers))
+        await self._policy.timed("read", self._storage.outgoing(payload, headers))
 
 
 def _explained(

@@ -8,7 +8,7 @@ import math
 import reprlib
 import weakref
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Container, Mapping, MutableMapping
+from collections.abc import Callable, Container, Mapping, MutableMapping
 from enum import IntEnum, unique
 from types import TracebackType
 from typing import Any, Final, NamedTuple
@@ -612,17 +612,18 @@ def _warn_once(storage: ReplayMarkerStorage, message: JsonObject, what: str) -> 
         LOGGER.warning("A message on %s %s", shown(channel), what)
 
 
-def store_marker(storage: ReplayMarkerStorage, message: JsonObject) -> Awaitable[None]:
+async def store_marker(storage: ReplayMarkerStorage, message: JsonObject) -> None:
     """Store the marker of a message that was handed over.
 
     :param storage: the storage
     :param message: an event
-    :return: to be awaited; raises what the storage raises, and then nothing is lost by doing it again
+    :raises Exception: what the storage raises; nothing is lost by doing it again
     """
     notes = _NOTES.of(storage)
-    if not notes.overwriting and not notes.has_holds:
-        return storage.extract_replay_id(message)
-    return _Rules(storage).take(message)
+    if notes.overwriting or notes.has_holds:
+        await _Rules(storage).take(message)
+    else:
+        await storage.extract_replay_id(message)
 
 
 async def release_markers(
@@ -651,14 +652,6 @@ def overwrite_with(storage: ReplayMarkerStorage, message: JsonObject) -> None:
     if not _stores_nothing(storage):
         notes = _NOTES.of(storage)
         notes.overwrite_with(notes.key_of(message), message)
-
-
-def durable(storage: ReplayMarkerStorage) -> DurableStorage | None:
-    """Give a storage as one that can do more, if it can.
-
-    :param storage: the storage
-    """
-    return storage if isinstance(storage, DurableStorage) else None
 
 
 async def flush(storage: ReplayMarkerStorage) -> None:

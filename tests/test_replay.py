@@ -30,7 +30,6 @@ from aiosfstream.replay import (
     ReplayOption,
     attach,
     direct_store_of,
-    durable,
     flush,
     open_for,
     overwrite_with,
@@ -786,7 +785,6 @@ async def test_a_subclass_may_use_any_name_for_its_own() -> None:
     await storage.outgoing([message], {})
     assert message["ext"]["replay"] == {CHANNEL: 1}
     assert direct_store_of(storage) is None
-    assert durable(storage) is None
     await open_for(storage, "00D000000000001")
     overwrite_with(storage, platform(0, OLD, "/event/A"))
     await store_marker(storage, platform(0, OLD, "/event/A"))

@@ -30,7 +30,7 @@ from aiosfstream.replay import (
     should_store,
     store_marker,
 )
-from aiosfstream.storages import _marker_file, sqlite
+from aiosfstream.storages import _groups, _marker_file, sqlite
 from aiosfstream.storages._groups import Pending
 from aiosfstream.storages.sqlite import groups_of
 from aiosfstream.testing import StreamingServer
@@ -1385,6 +1385,18 @@ def run_and_kill(arguments: list[object], lines: int) -> dict[int, float]:
         output += program.stdout.read()
     pairs = [line.split() for line in output.splitlines()]
     return {int(number): int(moment) / 1e9 for number, moment in pairs}
+
+
+async def test_a_storage_that_is_dropped_as_part_of_a_cycle_closes_its_file(path: Path) -> None:
+    storage = SQLiteStorage(path)
+    await storage.__aenter__()
+    file = groups_of(storage).file
+    assert file in _groups._RUNNING.values()
+    vars(storage)["itself"] = storage
+    del storage
+    gc.collect()
+    await until(lambda: file._database is None)
+    assert file not in _groups._RUNNING.values()
 
 
 # With a client

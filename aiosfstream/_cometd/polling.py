@@ -141,7 +141,7 @@ class Polling:
         """Take the next step, and report what came of it."""
         action, delay = self._session.next_step(self._loop.time())
         try:
-            await _STEPS[action](self, delay)
+            await self._STEPS[action](self, delay)
         except asyncio.CancelledError as error:
             if tasks.is_cancelled() or self.closing:
                 raise
@@ -183,10 +183,8 @@ class Polling:
         session = self._session
         self._interruptible = True
         try:
-            if delay:
-                await asyncio.sleep(delay)
-            if self._mailbox.full or self._suspended:
-                await self._wait_for_room()
+            await _pause(delay)
+            await self._wait_for_room()
             await self._store_markers()
             if session.may_connect:
                 started = self._loop.time()
@@ -288,14 +286,13 @@ class Polling:
     async def _park(self, delay: float) -> None:
         await self._signal.changed()
 
-
-_STEPS: Final[dict[Action, Callable[[Polling, float], Awaitable[None]]]] = {
-    Action.AUTHENTICATE: Polling._log_in,
-    Action.HANDSHAKE: Polling._handshake,
-    Action.SUBSCRIBE: Polling._resubscribe,
-    Action.CONNECT: Polling._poll,
-    Action.PARK: Polling._park,
-}
+    _STEPS: Final[dict[Action, Callable[[Polling, float], Awaitable[None]]]] = {
+        Action.AUTHENTICATE: _log_in,
+        Action.HANDSHAKE: _handshake,
+        Action.SUBSCRIBE: _resubscribe,
+        Action.CONNECT: _poll,
+        Action.PARK: _park,
+    }
 
 
 async def _pause(delay: float) -> None:

@@ -91,9 +91,9 @@ class Renewal:
         """
         state = self._recovery.state
         if state is State.RESUBSCRIBING and self.probed is not None:
-            return step._replace(action=Action.CONNECT)
+            return Step(Action.CONNECT, step.delay)
         if state is State.CONNECTED and self.due(now):
-            return step._replace(action=Action.SUBSCRIBE)
+            return Step(Action.SUBSCRIBE, step.delay)
         return step
 
     def due(self, now: float) -> list[Subscription]:

@@ -54,7 +54,7 @@ _MONTHS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Cookie:
     """A cookie.
 

@@ -171,6 +171,7 @@ class Groups:
         thread, self.thread = self.thread, None
         if thread is not None:
             thread.shutdown(wait=False)
+            del _RUNNING[thread]
 
     async def _job_done(self) -> None:
         """Wait for the group that is being written; raises what makes it fail."""
@@ -251,6 +252,7 @@ class Groups:
         if self.thread is None:
             _CLOSER.start()
             self.thread = ThreadPoolExecutor(1, thread_name_prefix="aiosfstream sqlite")
+            _RUNNING[self.thread] = self.file
         return self.thread.submit(self._explained, work)
 
     def _explained(self, work: Callable[[], ResultT]) -> ResultT:
@@ -265,6 +267,8 @@ class Groups:
 
     def leave_to_parent(self) -> None:
         """Forget, in a process that was just forked, what belongs to the one that it came from."""
+        if self.thread is not None:
+            del _RUNNING[self.thread]
         self.pending, self.writing, self.waiters = {}, {}, []
         self.job = self.job_loop = self.thread = self.loop = self._scheduled = None
         self.failure = None
@@ -327,6 +331,10 @@ def _wake(
         loop.call_soon_threadsafe(callback)
 
 
+#: The threads that run, and their files. If a storage is dropped as part of a cycle, the garbage collector must
+#: not come before the destructor that has the file closed: it would end the thread, and close the connection
+#: itself, of which Python 3.13 warns.
+_RUNNING: Final[dict[ThreadPoolExecutor, MarkerFile]] = {}
 _ALL: Final[weakref.WeakSet[Groups]] = weakref.WeakSet()
 
 

@@ -264,11 +264,9 @@ class MarkerFile:
         if self._database is not None:
             _LEFT.append(self._database)
         self._database, self._lock = None, threading.Lock()
-        _OPEN.discard(self)
 
     def _close(self) -> None:
         database, self._database = self._database, None
-        _OPEN.discard(self)
         if database is None:
             return
         if not self._must_checkpoint:
@@ -285,7 +283,6 @@ class MarkerFile:
             raise sqlite3.DatabaseError("it was deleted or replaced while it was open")
         if self._database is None:
             self._database = self._connect()
-            _OPEN.add(self)
         return self._database
 
     def _connect(self) -> sqlite3.Connection:
@@ -408,10 +405,6 @@ def _identity_of(path: str) -> tuple[int, int] | None:
         return None
     return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
 
-
-#: The files that are open. If their storage is dropped, its destructor has them closed. The garbage collector
-#: must not come first: it would close the connection itself, and warn of that since Python 3.13.
-_OPEN: Final[set[MarkerFile]] = set()
 
 # A connection must not be used on both sides of a fork, nor be forked in the middle of a transaction: the
 # child would take that back when it exits, and the file would be damaged.
