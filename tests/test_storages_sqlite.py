@@ -417,6 +417,7 @@ async def test_a_forked_process_commits_nothing_of_its_parent(path: Path) -> Non
         groups_of(storage).leave_to_parent()
         await storage.flush()
         assert committed(path) is None
+        groups_of(storage).file.close()
 
 
 async def test_a_forked_process_leaves_the_connection_and_the_lock_to_its_parent(
